@@ -1,0 +1,1 @@
+"""Plain data: one YAML file, checked once, the same on every rank."""

@@ -1,0 +1,118 @@
+"""The architecture: every idea is one switch, and every switch works alone."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from megatron_gptx.config.section import Problem, Section
+
+Residual = Literal["rezero", "pre_norm", "post_norm"]
+Position = Literal["alibi", "learned", "none"]
+Activation = Literal["gelu", "relu", "swiglu"]
+
+
+class AttentionConfig(Section):
+    """Causal multi-head attention."""
+
+    top_k: int | None = Field(
+        None,
+        gt=0,
+        description="Keys each query may attend to (Explicit Sparse Transformer, "
+        "arXiv:1912.11637); null means all.",
+    )
+    residual_scores: bool = Field(
+        False,
+        description="Add the previous layer's raw scores before the softmax (RealFormer, "
+        "arXiv:2012.11747).",
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Probability that an attention weight is dropped."
+    )
+
+
+class ModelConfig(Section):
+    """A decoder-only transformer."""
+
+    num_layers: int = Field(gt=0, description="Decoder blocks.")
+    hidden_size: int = Field(gt=0, description="Width of the residual stream.")
+    num_heads: int = Field(gt=0, description="Attention heads per block; divides hidden_size.")
+    ffn_hidden_size: int | None = Field(
+        None,
+        gt=0,
+        description="Inner width of each feed-forward; null means 4 * hidden_size, or "
+        "2 * hidden_size for each of Macaron's two.",
+    )
+    vocab_size: int = Field(gt=0, description="Rows of the embedding and of the head.")
+    seq_length: int = Field(gt=0, description="Tokens per sample.")
+    residual: Residual = Field(
+        "rezero",
+        description="How a branch joins the stream: `rezero` (a learned scalar that starts at 0, "
+        "arXiv:2003.04887), `pre_norm` or `post_norm` (LayerNorm before the branch, or after the "
+        "sum).",
+    )
+    position: Position = Field(
+        "alibi",
+        description="`alibi` (a per-head linear penalty on distance, arXiv:2108.12409), `learned` "
+        "(a table of seq_length rows) or `none`.",
+    )
+    macaron: bool = Field(
+        False,
+        description="Two half-step feed-forwards around attention instead of one after it "
+        "(Macaron, arXiv:1906.02762).",
+    )
+    activation: Activation = Field("gelu", description="Non-linearity of the feed-forwards.")
+    biases: bool = Field(True, description="Biases in attention and feed-forward projections.")
+    tied_head: bool = Field(
+        False, description="Use the embedding as the output projection, which has no bias."
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Probability that an element of the embedding or of a branch is dropped.",
+    )
+    init_std: float = Field(
+        0.02,
+        gt=0,
+        description="Standard deviation of initial weights; projections into the stream of a "
+        "norm-based residual get init_std / sqrt(number of branches).",
+    )
+    attention: AttentionConfig = Field(default_factory=AttentionConfig)
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield widths that do not divide and a top_k no row can fill."""
+        if self.hidden_size % self.num_heads:
+            below = self.hidden_size // self.num_heads * self.num_heads
+            yield Problem(
+                "num_heads",
+                f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}; "
+                f"the nearest hidden sizes are {below or self.num_heads} and "
+                f"{below + self.num_heads}",
+            )
+        if (self.attention.top_k or 0) > self.seq_length:
+            yield Problem(
+                "attention.top_k",
+                f"top_k {self.attention.top_k} is above seq_length {self.seq_length}; use null for "
+                "dense attention",
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def ffn_width(self) -> int:
+        """Inner width of each feed-forward, the default filled in."""
+        return self.ffn_hidden_size or (2 if self.macaron else 4) * self.hidden_size
+
+    @property
+    def final_norm(self) -> bool:
+        """Whether a LayerNorm stands before the head; a post-norm block already ends with one."""
+        return self.residual != "post_norm"
+
+    @property
+    def num_pipeline_layers(self) -> int:
+        """Entries of the layer list: embedding, blocks, final norm where there is one, head."""
+        return 1 + self.num_layers + int(self.final_norm) + 1

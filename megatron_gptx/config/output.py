@@ -1,0 +1,35 @@
+"""What a run leaves behind, and how it generates text."""
+
+from pydantic import Field
+
+from megatron_gptx.config.section import Section
+
+
+class OutputConfig(Section):
+    """The run folder."""
+
+    run_dir: str = Field(
+        "runs/default", description="Folder for config, metrics, logs and checkpoints."
+    )
+
+
+class LoggingConfig(Section):
+    """Besides metrics.jsonl, which is always written."""
+
+    tensorboard: bool = Field(False, description="Write TensorBoard events to RUN_DIR/tensorboard.")
+    wandb: bool = Field(
+        False, description="Log to Weights & Biases; offline where no API key is set."
+    )
+    wandb_project: str = Field("gptx", description="Weights & Biases project.")
+
+
+class GenerationConfig(Section):
+    """How `generate.py` continues a prompt."""
+
+    max_new_tokens: int = Field(128, gt=0, description="Tokens to add at most.")
+    temperature: float = Field(1.0, ge=0, description="Softmax temperature; 0 is greedy.")
+    top_k: int | None = Field(None, gt=0, description="Sample among the k likeliest tokens.")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Sample among the likeliest tokens of this total probability."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the samples.")

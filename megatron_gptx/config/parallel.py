@@ -1,0 +1,82 @@
+"""How layers, batches and optimizer state spread over processes, and how those are started."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from megatron_gptx.config.section import Problem, Section
+
+
+class ParallelConfig(Section):
+    """The layout of one run."""
+
+    pipeline_stages: int = Field(1, gt=0, description="Consecutive groups of layers.")
+    data_replicas: int | None = Field(
+        None,
+        gt=0,
+        description="Copies of the pipeline; null takes as many as the devices allow (one on CPU).",
+    )
+    zero_stage: int = Field(
+        1,
+        ge=0,
+        le=3,
+        description="What replicas share instead of copying: 1 optimizer state, 2 and gradients, 3 "
+        "and weights; 2 and 3 need one pipeline stage.",
+    )
+    boundaries: list[int] | None = Field(
+        None,
+        description="First layer of every stage but the first, such as [11]; null balances the "
+        "stages.",
+    )
+    offload: Literal["none", "optimizer", "all"] = Field(
+        "none",
+        description="Move optimizer state (ZeRO 2 or 3), or weights too (ZeRO 3), to host memory.",
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield combinations that DeepSpeed cannot run and boundaries that miss the stages."""
+        if self.zero_stage >= 2 and self.pipeline_stages > 1:
+            yield Problem(
+                "zero_stage",
+                f"zero_stage {self.zero_stage} does not work with pipeline_stages "
+                f"{self.pipeline_stages}; use zero_stage 0 or 1, or one stage",
+            )
+        least = {"none": 0, "optimizer": 2, "all": 3}[self.offload]
+        if self.zero_stage < least:
+            yield Problem(
+                "offload",
+                f"offload {self.offload!r} needs zero_stage {least} or more, got {self.zero_stage}",
+            )
+        if self.boundaries is not None and len(self.boundaries) != self.pipeline_stages - 1:
+            yield Problem(
+                "boundaries",
+                f"boundaries {self.boundaries} make {len(self.boundaries) + 1} stages, but "
+                f"pipeline_stages is {self.pipeline_stages}",
+            )
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the layers run in DeepSpeed's plain engine instead of its pipeline engine."""
+        return self.zero_stage >= 2
+
+
+class LaunchConfig(Section):
+    """Where and how the ranks are started."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="`auto` takes GPUs where there are enough, else the CPU."
+    )
+    hostfile: str | None = Field(
+        None, description="DeepSpeed hostfile of several nodes (`name slots=N` lines)."
+    )
+    launcher: Literal["pdsh", "openmpi", "mpich", "impi", "mvapich", "slurm"] = Field(
+        "pdsh", description="What DeepSpeed starts remote processes with."
+    )
+    launcher_args: str = Field("", description="Arguments handed to that launcher.")
+    master_port: int | None = Field(
+        None, gt=0, lt=65536, description="Rendezvous port; null finds a free one."
+    )
+    timeout_seconds: int = Field(
+        1800, gt=0, description="How long a collective may wait for a peer."
+    )

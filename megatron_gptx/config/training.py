@@ -1,0 +1,87 @@
+"""What one step does, how many there are, and how the learning rate moves."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from megatron_gptx.config.section import Section
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class TrainingConfig(Section):
+    """Batch sizes and length of a run."""
+
+    steps: int = Field(gt=0, description="Optimizer steps in the whole run.")
+    global_batch_size: int | None = Field(
+        None, gt=0, description="Sequences per step over all replicas; null derives it."
+    )
+    micro_batch_size: int | None = Field(
+        None, gt=0, description="Sequences per forward pass of one replica; null derives it."
+    )
+    accumulation_steps: int | None = Field(
+        None, gt=0, description="Micro-batches per replica and step; null derives it."
+    )
+    seed: int = Field(1234, ge=0, lt=2**31, description="Seed of weights, dropout and data order.")
+    checkpoint_activations: int = Field(
+        0,
+        ge=0,
+        description="Recompute activations in the backward pass in groups of this many layers; 0 "
+        "keeps them all.",
+    )
+
+
+class OptimizerConfig(Section):
+    """AdamW. Weight decay never touches gates, norms and biases."""
+
+    lr: float = Field(gt=0, description="Peak learning rate.")
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        [0.9, 0.95], min_length=2, max_length=2, description="Decay of the two moments."
+    )
+    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled decay of weight matrices.")
+    decay_embeddings: bool = Field(False, description="Decay embedding tables as well.")
+    gradient_clipping: float | None = Field(
+        1.0, gt=0, description="Largest global gradient norm; null does not clip."
+    )
+
+
+class ScheduleConfig(Section):
+    """Learning rate as a function of the step."""
+
+    name: Literal["cosine", "linear", "constant", "wsd", "one_cycle"] = Field(
+        "cosine",
+        description="Shape after warm-up: `cosine` or `linear` decay, `constant`, `wsd` (constant, "
+        "then linear decay over decay_steps), `one_cycle` (cosine up, cosine down).",
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps of rise to the peak.")
+    decay_steps: int | None = Field(
+        None,
+        gt=0,
+        description="Steps of decay; null means all that follow warm-up, for `wsd` a tenth of the "
+        "run.",
+    )
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="Final rate over the peak.")
+
+
+class CheckpointConfig(Section):
+    """When state is saved, and what a start does with it."""
+
+    interval: int = Field(1000, gt=0, description="Steps between saves; the last step is saved.")
+    keep_last: int | None = Field(
+        3, gt=0, description="Newest checkpoints to keep; null keeps all."
+    )
+    start: Literal["auto", "fresh"] = Field(
+        "auto",
+        description="`auto` resumes from the newest checkpoint in the run folder if there is one; "
+        "`fresh` refuses to start where one exists.",
+    )
+
+
+class EvaluationConfig(Section):
+    """Validation loss."""
+
+    interval: int | None = Field(
+        None, gt=0, description="Steps between evaluations; null only evaluates at the end."
+    )
+    batches: int = Field(16, gt=0, description="Global batches per evaluation.")
