@@ -1,0 +1,87 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = ROOT / "configs" / "1B-v100x2.yml"
+
+TINY = """
+model: {num_layers: 3, hidden_size: 8, num_heads: 2, vocab_size: 20, seq_length: 6}
+training: {steps: 10, micro_batch_size: 2, accumulation_steps: 4}
+optimizer: {lr: 1e-4}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    path = tmp_path / "tiny.yml"
+    path.write_text(TINY)
+    return path
+
+
+def plan(*arguments):
+    command = [sys.executable, ROOT / "tools" / "plan.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_json_of_the_reference_holds_the_specified_numbers():
+    done = plan(REFERENCE, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    numbers = json.loads(done.stdout)
+    assert numbers["parameters"] == 1_099_214_888
+    stages = [(s["first_layer"], s["stop_layer"], s["parameters"]) for s in numbers["stages"]]
+    assert stages == [(0, 11, 550_653_972), (11, 23, 548_560_916)]
+
+
+def test_the_table_of_the_reference_shows_both_stages():
+    lines = plan(REFERENCE).stdout.splitlines()
+    assert lines[0] == "model    1,099,214,888 parameters in 23 layers"
+    rows = {line.split()[0]: line.split()[1:3] for line in lines if line[:5].strip().isdigit()}
+    assert rows == {"0": ["0-10", "550,653,972"], "1": ["11-22", "548,560,916"]}
+
+
+def test_overrides_and_later_files_change_the_plan(tiny, tmp_path):
+    overlay = tmp_path / "overlay.yml"
+    overlay.write_text("parallel: {pipeline_stages: 2}\n")
+    done = plan(tiny, overlay, "--json", "--set", "parallel.boundaries=[1]")
+    stages = json.loads(done.stdout)["stages"]
+    assert [stage["first_layer"] for stage in stages] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("parallel.pipeline_stages=9", "9 stages"),
+        ("model.num_layer=9", "num_layers"),
+        ("parallel.boundaries=[3]", "boundaries"),
+    ],
+)
+def test_a_mistake_ends_with_status_2_and_no_traceback(tiny, override, message):
+    done = plan(tiny, "--set", override)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_file_ends_with_status_2(tmp_path):
+    done = plan(tmp_path / "missing.yml")
+    assert done.returncode == 2
+    assert "missing.yml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_planning_does_not_load_torch(tiny):
+    code = f"""
+import runpy, sys
+sys.argv = ["plan.py", {str(tiny)!r}]
+try:
+    runpy.run_path({str(ROOT / "tools" / "plan.py")!r}, run_name="__main__")
+except SystemExit as done:
+    assert done.code == 0, done.code
+assert not {{"torch", "deepspeed", "numpy"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
