@@ -1,0 +1,80 @@
+# Every target makes .venv by itself; `make help` lists them.
+# Variables: PYTHON (the interpreter that .venv is made with), PYTEST (more arguments for pytest).
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+PYTEST ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+# Many small processes run beside each other: one thread each beats several that wait for one another.
+test repository: export OMP_NUM_THREADS ?= 1
+
+.PHONY: help quickstart test check format lint lint-fix types floors docs docs-check repository lock clean distclean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z][a-z -]*\):[^#]*## /\1\t/p' Makefile | while IFS=$$'\t' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
+
+quickstart: $(INSTALLED) ## Train a small GPT-X on real text, evaluate it, let it write
+	$(PY) tools/quickstart.py
+
+test: $(INSTALLED) ## Run every test that needs no GPU
+	$(PY) -m pytest $(PYTEST)
+
+check: lint types floors docs-check repository ## Check style, types, floors, generated files, repository rules
+
+lint: $(INSTALLED) ## Check format and lint
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+
+lint-fix format: $(INSTALLED) ## Repair format and whatever lint can repair
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+types: $(INSTALLED) ## Check types
+	$(PY) -m mypy
+
+floors: $(INSTALLED) ## Check that packages import only from lower floors
+	$(VENV)/bin/lint-imports
+
+docs: $(INSTALLED) ## Write the generated files: docs/configuration.md, configs/schema.json
+	$(PY) tools/document_config.py
+
+docs-check: $(INSTALLED) ## Check that the generated files are fresh
+	$(PY) tools/document_config.py --check
+
+repository: $(INSTALLED) ## Check the rules of the repository, and that every option is read
+	$(PY) -m pytest tests/test_repository.py tests/config/test_options_are_read.py
+
+# Each build of torch names its own CUDA libraries; pinned here, they would rule out the other builds.
+lock: $(INSTALLED) ## Write constraints.txt anew; make lock UPGRADE='--upgrade-package numpy' moves a pin
+	$(PY) -m pip install --quiet uv
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-annotate \
+	  --custom-compile-command 'make lock' $(UPGRADE) --output-file constraints.txt pyproject.toml
+	sed -i.old -E '/^(cuda|nvidia)-/d' constraints.txt && rm constraints.txt.old
+
+clean: ## Remove caches and build products; keep .venv, runs/ and data/
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . \( -path ./$(VENV) -o -path ./.git -o -path ./runs -o -path ./data \) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean ## Remove .venv too
+	rm -rf $(VENV)
+
+# The stamp comes last: an install that was interrupted is taken up again. pip reads its own
+# environment (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...), so another index needs no option here.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "megatron_gptx needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo not there)." >&2; \
+	  echo "Name another interpreter: make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make virtual environments: its venv module is not installed." >&2; \
+	  echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "Installing into $(VENV): a few minutes the first time."
+	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
