@@ -1,0 +1,1 @@
+"""This process among its peers: groups, seeds, logs."""

@@ -1,0 +1,46 @@
+"""Multi-head self-attention: the projections around the attention op."""
+
+from torch import Tensor, nn
+
+from megatron_gptx.config.model import ModelConfig
+from megatron_gptx.model.alibi import alibi_slopes
+from megatron_gptx.model.residual import StreamProjection
+from megatron_gptx.ops.attention import attention
+
+
+class Attention(nn.Module):
+    """Causal self-attention, optionally with ALiBi, top-k selection and carried scores."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        m = config.hidden_size
+        self.qkv = nn.Linear(m, 3 * m, bias=config.biases)
+        self.output = StreamProjection(m, m, bias=config.biases)
+        self.num_heads, self.head_dim = config.num_heads, config.head_dim
+        self.top_k = config.attention.top_k
+        self.dropout_p = config.attention.dropout
+        # No buffer: half() and bfloat16() cast those, and a rounded slope is another slope.
+        self.slopes = alibi_slopes(config.num_heads) if config.position == "alibi" else None
+
+    def forward(
+        self, x: Tensor, prev_scores: Tensor | None, *, return_scores: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Map (b, s, m) activations and (b, h, s, t) scores to the same pair.
+
+        The scores are None in the first layer, and on return unless `return_scores`.
+        """
+        if self.slopes is not None:
+            self.slopes = self.slopes.to(x.device)
+        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))  # (b, s, 3, h, d)
+        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind()  # (b, h, s, d) each
+        mixed, scores = attention(
+            q,
+            k,
+            v,
+            slopes=self.slopes,
+            top_k=self.top_k,
+            prev_scores=prev_scores,
+            dropout_p=self.dropout_p if self.training else 0.0,
+            return_scores=return_scores,
+        )
+        return self.output(mixed.transpose(1, 2).flatten(2)), scores

@@ -1,0 +1,39 @@
+"""Token ids to activations."""
+
+from torch import Tensor, arange, nn
+
+from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.model import ModelConfig
+
+
+class Embedding(nn.Module):
+    """A row per token, plus a row per position where positions are learned."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        # First, because a tied head draws the same table from the same seed.
+        self.tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.positions = (
+            nn.Embedding(config.seq_length, config.hidden_size)
+            if config.position == "learned"
+            else None
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens: Tensor, carry: None) -> tuple[Tensor, None]:
+        """Map (b, s) int64 token ids to (b, s, m).
+
+        Raises:
+            UserError: there are more tokens than learned positions.
+        """
+        x = self.tokens(tokens)
+        if self.positions is not None:
+            s, rows = tokens.shape[-1], self.positions.num_embeddings
+            if s > rows:
+                raise UserError(
+                    f"{s} tokens do not fit into the {rows} learned positions of this model "
+                    f"(model.seq_length {rows}); give it at most {rows} tokens, or train with "
+                    "position: alibi, which has no table"
+                )
+            x = x + self.positions(arange(s, device=tokens.device))
+        return self.dropout(x), None

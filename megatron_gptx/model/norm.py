@@ -1,0 +1,16 @@
+"""The normalisation before the head."""
+
+from torch import Tensor, nn
+
+from megatron_gptx.config.model import ModelConfig
+
+
+class FinalNorm(nn.LayerNorm):
+    """LayerNorm as a layer of its own."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.hidden_size)
+
+    def forward(self, x: Tensor, carry: Tensor | None) -> tuple[Tensor, None]:  # type: ignore[override]
+        """Map (b, s, m) to normalised (b, s, m); the carry ends here."""
+        return super().forward(x), None

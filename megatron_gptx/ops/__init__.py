@@ -1,0 +1,1 @@
+"""Mathematical operations that have, or will have, more than one backend."""
