@@ -1,0 +1,161 @@
+"""Optimizer steps' worth of micro-batches, read ahead of the step that needs them."""
+
+from collections import deque
+from collections.abc import Iterator
+from threading import Condition, Thread
+from types import TracebackType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megatron_gptx.config.batch import Batch
+from megatron_gptx.config.errors import UserError
+from megatron_gptx.data.gpt_dataset import GPTDataset
+
+
+class MicroBatch(NamedTuple):
+    """One forward pass: (b, s) int64 token ids, and (b, s) int64 labels, the ids that follow."""
+
+    tokens: Tensor
+    labels: Tensor
+
+
+class StepLoader:
+    """This replica's share of every step, in a global order that knows no replicas.
+
+    The step that starts at global sample n uses samples n to n + global_size - 1. Micro-batch m of
+    replica r holds the `micro_size` samples from n + (m * replicas + r) * micro_size on.
+
+    Reading is a copy out of a memory map, so one thread is enough to stay ahead of any model; it
+    leaves no process and no shared memory behind. Its errors are raised where the step is taken.
+
+    Args:
+        dataset: samples by position.
+        batch: the sizes of a step.
+        replica: this replica's number.
+        replicas: how many there are.
+        vocab_size: ids at or above it are an error, found before they reach the embedding.
+        prefetch: steps read ahead; 0 reads in line, without a thread.
+    """
+
+    def __init__(
+        self,
+        dataset: GPTDataset,
+        batch: Batch,
+        *,
+        replica: int,
+        replicas: int,
+        vocab_size: int,
+        prefetch: int,
+    ) -> None:
+        assert 0 <= replica < replicas, (replica, replicas)
+        assert batch.global_size == batch.micro_size * batch.accumulation_steps * replicas, batch
+        self.dataset, self.batch = dataset, batch
+        self.replica, self.replicas = replica, replicas
+        self.vocab_size, self.prefetch = vocab_size, prefetch
+        self._running: list[_ReadAhead] = []
+
+    def steps(self, first_sample: int) -> Iterator[list[MicroBatch]]:
+        """Return an endless iterator over steps from a global sample on, the first one included.
+
+        Each step is a list of `accumulation_steps` micro-batches. The iterator may simply be
+        dropped, or ended with its `close`.
+        """
+        source = self._read_steps(first_sample)
+        return self._ahead(source) if self.prefetch else source
+
+    def close(self) -> None:
+        """End all reading ahead and wait for the threads."""
+        for reader in list(self._running):
+            reader.close()
+
+    def __enter__(self) -> "StepLoader":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _read_steps(self, first_sample: int) -> Iterator[list[MicroBatch]]:
+        while True:
+            yield [self._micro_batch(first_sample, m) for m in range(self.batch.accumulation_steps)]
+            first_sample += self.batch.global_size
+
+    def _micro_batch(self, first_sample: int, m: int) -> MicroBatch:
+        size = self.batch.micro_size
+        position = first_sample + (m * self.replicas + self.replica) * size
+        samples = self.dataset.read_samples(position, size)
+        low, high = int(samples.min()), int(samples.max())
+        if low < 0 or high >= self.vocab_size:
+            raise UserError(
+                f"{self.dataset.source.prefix}: token id {low if low < 0 else high} is outside the "
+                f"model's vocabulary of {self.vocab_size}; set model.vocab_size to at least "
+                f"{high + 1}, or use the dataset of this model's tokenizer"
+            )
+        windows = torch.from_numpy(samples)
+        return MicroBatch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
+
+    def _ahead(self, source: Iterator[list[MicroBatch]]) -> Iterator[list[MicroBatch]]:
+        reader = _ReadAhead(source, self.prefetch)
+        self._running.append(reader)
+        try:
+            while (step := reader.take()) is not None:
+                yield step
+        finally:
+            reader.close()
+            self._running.remove(reader)
+
+
+class _ReadAhead:
+    """A thread that keeps up to `depth` steps ready."""
+
+    def __init__(self, source: Iterator[list[MicroBatch]], depth: int) -> None:
+        self._source, self._depth = source, depth
+        self._ready: deque[list[MicroBatch]] = deque()
+        self._changed = Condition()
+        self._closed = False
+        self._error: BaseException | None = None
+        # A daemon: a rank that dies of another error must not wait for a thread it forgot.
+        self._thread = Thread(target=self._fill, name="read-ahead", daemon=True)
+        self._thread.start()
+
+    def take(self) -> list[MicroBatch] | None:
+        """Return the next step, None when closed; raise what the thread raised."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._error or self._closed)
+            if self._closed:
+                return None
+            if self._ready:
+                self._changed.notify_all()
+                return self._ready.popleft()
+        assert self._error is not None
+        raise self._error
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._ready.clear()
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _fill(self) -> None:
+        try:
+            while self._has_room():
+                step = next(self._source)
+                with self._changed:
+                    self._ready.append(step)
+                    self._changed.notify_all()
+        except BaseException as error:  # handed to the consumer, whatever it is
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._ready) < self._depth)
+            return not self._closed

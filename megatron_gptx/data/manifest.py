@@ -1,0 +1,59 @@
+"""PREFIX.d/manifest.json: what a dataset was made from, kept beside files we must not extend."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from megatron_gptx.config.errors import UserError
+from megatron_gptx.data.indexed_dataset import PathLike
+
+
+def manifest_path(prefix: PathLike) -> Path:
+    """Return the path of a dataset's manifest; its folder is ours to use."""
+    return Path(f"{os.fspath(prefix)}.d") / "manifest.json"
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """Return a manifest, or None where there is none.
+
+    Raises:
+        UserError: the file is not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a manifest: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a manifest: it holds a {type(content).__name__}")
+    return content
+
+
+def write_aside(path: Path, content: str) -> None:
+    """Give a text file its new content all at once, or leave it as it was."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_manifest(path: Path, content: dict[str, Any]) -> None:
+    """Write a manifest, aside first."""
+    write_aside(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def file_sha256(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

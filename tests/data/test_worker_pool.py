@@ -1,0 +1,60 @@
+"""No death of a worker goes unnoticed, and none survives."""
+
+import multiprocessing
+import os
+import signal
+
+import pytest
+
+from megatron_gptx.config.errors import UserError
+from megatron_gptx.data.workers import WorkerPool
+
+
+class Work:
+    """Adds its state to a unit; some units go wrong."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def __call__(self, unit):
+        if unit == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if unit == "exit":
+            os._exit(3)
+        if unit == "user":
+            raise UserError("line 7 is bad")
+        if unit == "disk":
+            raise OSError(28, "No space left on device", "part")
+        if unit == "bug":
+            raise KeyError("x")
+        return unit + self.state
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_unit_gives_its_result(workers):
+    results = dict(WorkerPool(Work, 100, workers).run(range(7)))
+    assert results == {i: i + 100 for i in range(7)}
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(
+    ("unit", "error", "message"),
+    [
+        ("die", UserError, "was killed by signal 9 while it worked on die; out of memory"),
+        ("exit", UserError, "ended with status 3 while it worked on exit"),
+        ("user", UserError, "line 7 is bad"),
+        ("disk", UserError, "No space left on device: 'part'"),
+        ("bug", RuntimeError, "KeyError: 'x'"),
+    ],
+)
+def test_a_worker_that_fails_ends_the_run_at_once(unit, error, message):
+    with pytest.raises(error, match=message):
+        list(WorkerPool(Work, 0, 2).run([1, unit, 2, 3]))
+    assert not multiprocessing.active_children()
+
+
+def test_no_worker_survives_a_run_that_is_given_up():
+    run = WorkerPool(Work, 0, 2).run(range(100))
+    next(run)
+    run.close()
+    assert not multiprocessing.active_children()

@@ -1,0 +1,76 @@
+"""What the tool prints, and its messages."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_gptx.data.indexed_dataset import IndexedDatasetWriter
+from megatron_gptx.tokenizer.build import load_tokenizer
+from megatron_gptx.tokenizer.train import train_byte_level_bpe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "t.json").write_text(train_byte_level_bpe(["a b c"], vocab_size=257))
+    tokenizer = load_tokenizer(tmp_path / "t.json")
+    with IndexedDatasetWriter(tmp_path / "data", np.uint16) as writer:
+        writer.add_document([*tokenizer.encode("hällo"), tokenizer.end_of_document])
+        writer.add_document([300])
+    return tmp_path
+
+
+def inspect(folder, *arguments):
+    tool = ROOT / "tools" / "inspect_dataset.py"
+    return subprocess.run(
+        [sys.executable, str(tool), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
+    )
+
+
+def test_the_summary_shows_counts_lengths_and_entropy(folder):
+    done = inspect(folder, "data")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "dataset      data",
+        "documents    2 in 2 sequences",
+        "tokens       8 as uint16",
+        "ids          7 different, the largest 300",
+        "entropy      1.9062 nats, 2.7500 bits per token (unigram)",
+        "tokens per document",
+        "  up to             0             0",
+        f"  up to             1             1 {'#' * 40}",
+        "  up to             2             0",
+        "  up to             4             0",
+        f"  up to             8             1 {'#' * 40}",
+    ]
+
+
+def test_a_document_is_shown_as_ids_or_as_text(folder):
+    assert inspect(folder, "data", "--document", 1).stdout == "300\n"
+    done = inspect(folder, "data", "--document", 0, "--tokenizer", "t.json")
+    assert done.stdout == "hällo<|endoftext|>\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent"], "absent.idx: no such file"),
+        (["data", "--document", 2], "data: no document 2; they run from 0 to 1"),
+        (["data", "--document", 1, "--tokenizer", "t.json"], "id 300 of document 1 is outside"),
+    ],
+)
+def test_mistakes_give_one_message_and_status_2(folder, arguments, message):
+    done = inspect(folder, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,186 @@
+"""The command line, its messages, and how it is interrupted."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_gptx.data.indexed_dataset import IndexedDataset
+from megatron_gptx.tokenizer.train import train_byte_level_bpe
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / "tools" / "preprocess_data.py"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Hold a corpus, a tokenizer and a strange name."""
+    folder = tmp_path / "a folder's"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(train_byte_level_bpe(["a b c"], vocab_size=257))
+    lines = [{"text": "hello", "code": "x = 1"}, {"text": 7, "code": "y = 2"}]
+    (folder / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def command(folder, *arguments):
+    fixed = ("--tokenizer", "tokenizer.json", "--output-prefix", "out/data")
+    return [sys.executable, str(TOOL), *fixed, *map(str, arguments)]
+
+
+def preprocess(folder, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command(folder, *arguments),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env=environment,
+    )
+
+
+def test_a_corpus_becomes_a_dataset_with_a_summary(folder):
+    done = preprocess(folder, "in.jsonl", "--append-eod")
+    assert done.returncode == 0
+    assert done.stderr == "rejected in.jsonl:2: 'text' is a number, not a string\n"
+    assert "documents    1 from 1 files" in done.stdout
+    assert "tokens       6 (0.83 bytes per token)" in done.stdout
+    assert "rejected     1 (1 'text' is a number, not a string)" in done.stdout
+    assert IndexedDataset(folder / "out" / "data").num_tokens == 6
+    assert preprocess(folder, "in.jsonl", "--append-eod").stdout == "out/data: up to date\n"
+
+
+def test_every_option_reaches_the_dataset(folder):
+    (folder / "src" / "deep").mkdir(parents=True)
+    (folder / "src" / "deep" / "m.py").write_text("schÃ¶n")
+    (folder / "list").write_text("in.jsonl\n")
+    done = preprocess(
+        folder,
+        *("src", "--glob", "*.py", "--list-file", "list", "--json-key", "code"),
+        *("--ftfy", "--workers", 2, "--append-eod", "--eod-token", "a", "--on-error", "stop"),
+    )
+    assert done.returncode == 0, done.stderr
+    dataset = IndexedDataset(folder / "out" / "data")
+    # Six bytes in UTF-8, five for `x = 1` and `y = 2`, and an end each.
+    assert dataset.document_lengths(0, 3).tolist() == [7, 6, 6]
+    assert len({int(dataset.document(i)[-1]) for i in range(3)}) == 1
+    assert preprocess(folder, "in.jsonl").returncode == 2
+    assert preprocess(folder, "in.jsonl", "--overwrite").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no input files"),
+        (["absent.jsonl"], "absent.jsonl: cannot be read: No such file or directory"),
+        (["in.jsonl", "--on-error", "stop"], "in.jsonl:2: 'text' is a number"),
+        (["in.jsonl", "--json-key", "none"], "no document in 1 part(s) of the input: 0 empty, 2"),
+        (["in.jsonl", "--tokenizer", "no.json"], "no.json: no such tokenizer file"),
+        (["in.jsonl", "--tokenizer", "in.jsonl"], "in.jsonl: not a tokenizer.json"),
+        (["in.jsonl", "--output-prefix", "in.jsonl/x"], "Not a directory"),
+        (["in.jsonl", "--workers", "0"], "must be 1 or more, got 0"),
+    ],
+)
+def test_mistakes_give_one_message_and_status_2(folder, arguments, message):
+    done = preprocess(folder, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((folder / "out").glob("*")) if (folder / "out").exists() else True
+
+
+@pytest.fixture
+def start_long_run(folder):
+    """Start a run of two workers that takes a while; return it once parts are being written."""
+    line = json.dumps({"text": "some words to encode " * 200})
+    (folder / "big.jsonl").write_text(f"{line}\n" * 3000)
+    started = []
+
+    def start():
+        running = subprocess.Popen(
+            command(folder, "big.jsonl", "--workers", 2),
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            start_new_session=True,
+        )
+        started.append(running)
+        wait_until(lambda: list((folder / "out").glob("data.d/parts-*/0*.bin")))
+        assert running.poll() is None
+        return running
+
+    yield start
+    for running in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+
+
+def test_control_c_leaves_nothing_and_no_process(folder, start_long_run):
+    running = start_long_run()
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+    assert running.communicate(timeout=30)[1] == "interrupted: nothing was written\n"
+    assert running.returncode == 130
+    assert list((folder / "out").iterdir()) == []
+    wait_until(lambda: not alive(running.pid))
+
+
+def test_workers_of_a_killed_run_end_and_the_next_run_is_whole(folder, start_long_run):
+    running = start_long_run()
+    running.kill()
+    running.wait()
+    assert not (folder / "out" / "data.idx").exists()
+    wait_until(lambda: not alive(running.pid))
+    assert preprocess(folder, "in.jsonl").returncode == 0
+    assert IndexedDataset(folder / "out" / "data").num_documents == 1
+    assert [path.name for path in (folder / "out" / "data.d").iterdir()] == ["manifest.json"]
+
+
+def test_a_killed_worker_ends_the_run_with_a_message(folder, start_long_run):
+    running = start_long_run()
+    (worker, *_) = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if path.parent.name in alive(running.pid) and b"spawn_main" in path.read_bytes()
+    ]
+    os.kill(worker, signal.SIGKILL)
+    message = running.communicate(timeout=30)[1]
+    assert running.returncode == 2
+    assert f"worker process {worker} was killed by signal 9 while it worked on big.jsonl" in message
+    assert list((folder / "out").iterdir()) == []
+    wait_until(lambda: not alive(running.pid))
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "waited for 30 seconds"
+        time.sleep(0.02)
+
+
+def alive(group):
+    """Return the processes of a group that still run; a zombie only waits to be buried."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            state, _, process_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(process_group) == group and state != "Z":
+                found.append(path.parent.name)
+    return found
+
+
+def test_the_tool_starts_without_torch_and_ftfy():
+    code = (
+        "import sys, runpy; runpy.run_path(sys.argv[1])\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'ftfy')))"
+    )
+    command = [sys.executable, "-c", code, str(TOOL)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, check=False, env=environment).returncode == 0
