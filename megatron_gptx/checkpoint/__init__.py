@@ -1,0 +1,1 @@
+"""Files to layers and back."""

@@ -1,0 +1,146 @@
+"""The names inside a run's checkpoint folder, and the manifest that makes a checkpoint whole.
+
+RUN_DIR/checkpoints/latest                     name of the newest checkpoint
+RUN_DIR/checkpoints/step-00000010/manifest.json
+                                 /weights/layer-000.safetensors ...
+                                 /engine/...   DeepSpeed's own files: optimizer, counters
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from megatron_gptx.config.errors import UserError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+LATEST = "latest"
+ENGINE = "engine"
+WEIGHTS = "weights"
+PARTIAL = ".partial"
+
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be used, and why."""
+
+
+class Checkpoint(NamedTuple):
+    """A whole checkpoint on disk."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps it contains."""
+        return int(self.manifest["state"]["step"])
+
+
+def checkpoint_folder(run_dir: str | Path) -> Path:
+    """Return the folder that holds a run's checkpoints."""
+    return Path(run_dir) / "checkpoints"
+
+
+def step_name(step: int) -> str:
+    """Return the folder name of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def weights_file(folder: Path, layer: int) -> Path:
+    """Return the file of one entry of the layer list."""
+    return folder / WEIGHTS / f"layer-{layer:03d}.safetensors"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the visible checkpoints of a folder, oldest first."""
+    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def newest(run_dir: str | Path) -> Checkpoint | None:
+    """Return the checkpoint that `latest` names, or None where the run has saved none.
+
+    Raises:
+        CheckpointError: `latest` is missing beside checkpoints, or names something else.
+    """
+    folder = checkpoint_folder(run_dir)
+    present = checkpoints(folder)
+    pointer = folder / LATEST
+    if not pointer.exists():
+        if present:
+            raise CheckpointError(
+                f"{folder} holds {present[-1].name} but no file {LATEST!r}; write that name into "
+                f"{pointer} to resume from it, or move the folder away to start afresh"
+            )
+        return None
+    name = pointer.read_text().strip()
+    if not _NAME.fullmatch(name) or not (folder / name).is_dir():
+        raise CheckpointError(
+            f"{pointer} names {name!r}, which is no checkpoint in {folder}; "
+            f"there are: {', '.join(path.name for path in present) or 'none'}"
+        )
+    return read(folder / name)
+
+
+def read(path: Path) -> Checkpoint:
+    """Return the checkpoint in a folder; its manifest is read, its files are not."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(
+                f"{path / MANIFEST} has format {manifest['format']}, this version reads {FORMAT}"
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / MANIFEST} cannot be read: {error}") from None
+    return Checkpoint(path, manifest)
+
+
+def checksum(path: Path) -> str:
+    """Return the sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def damage(checkpoint: Checkpoint, names: Iterable[str]) -> str | None:
+    """Return what is wrong with some of a checkpoint's files, or None where they are intact."""
+    for name in names:
+        expected = checkpoint.manifest["files"][name]
+        path = checkpoint.path / name
+        if checkpoint.path.resolve() not in path.resolve().parents:
+            return f"{name} lies outside {checkpoint.path}"
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{path} has {path.stat().st_size} bytes, the manifest says {expected['bytes']}"
+        if checksum(path) != expected["sha256"]:
+            return f"{path} has changed since it was saved (its checksum differs)"
+    return None
+
+
+def write_synced(path: Path, text: str) -> None:
+    """Replace a file by new content that is on disk before it is visible."""
+    aside = path.with_name(path.name + PARTIAL)
+    with aside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make a folder's entries durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

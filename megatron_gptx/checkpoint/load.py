@@ -1,0 +1,153 @@
+"""Loading: nothing is read that the manifest does not vouch for, and nothing is unpickled."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from megatron_gptx.checkpoint.layout import (
+    ENGINE,
+    Checkpoint,
+    CheckpointError,
+    damage,
+    newest,
+    weights_file,
+)
+from megatron_gptx.checkpoint.save import layout_of
+from megatron_gptx.config.model import ModelConfig
+from megatron_gptx.config.schema import Config
+
+
+def resume(engine: Any, *, config: Config) -> dict[str, int] | None:
+    """Load the run's newest checkpoint into a DeepSpeed engine; every rank calls this.
+
+    Returns:
+        The saved counters, or None where there is no checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or was made by another model or layout.
+    """
+    found = newest(config.output.run_dir)
+    if found is None:
+        return None
+    if config.checkpoint.start == "fresh":
+        raise CheckpointError(
+            f"checkpoint.start is 'fresh', but {found.path} exists; choose another "
+            "output.run_dir, or checkpoint.start: auto to resume"
+        )
+    check_model(found, config.model)
+    check_layout(found, config)
+    _verify(found)
+    _load_safely(engine)
+    if not config.parallel.sequential:
+        # The plain engine's own files hold the weights, as ZeRO-3 has scattered them.
+        for index, layer in engine.module.local_layers().items():
+            read_layer(weights_file(found.path, index), layer)
+    path, _ = engine.load_checkpoint(str(found.path), tag=ENGINE)
+    if path is None:
+        raise CheckpointError(f"DeepSpeed found no state in {found.path / ENGINE}")
+    return dict(found.manifest["state"])
+
+
+def load_layers(checkpoint: Checkpoint, layers: Mapping[int, nn.Module]) -> None:
+    """Copy saved weights into layers of any container.
+
+    Raises:
+        CheckpointError: a file is damaged or holds other tensors than its layer.
+    """
+    for index, layer in layers.items():
+        path = weights_file(checkpoint.path, index)
+        problem = damage(checkpoint, [str(path.relative_to(checkpoint.path))])
+        if problem:
+            raise CheckpointError(f"{checkpoint.path} is damaged: {problem}")
+        read_layer(path, layer)
+
+
+def read_layer(path: Path, layer: nn.Module) -> None:
+    """Copy one weights file into its layer."""
+    try:
+        layer.load_state_dict(load_file(path))
+    except (RuntimeError, SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} does not fit its layer: {error}") from None
+
+
+def check_model(checkpoint: Checkpoint, model: ModelConfig) -> None:
+    """Raise CheckpointError, listing the differences, where a checkpoint is of another model."""
+    saved = checkpoint.manifest["config"]["model"]
+    wanted = model.model_dump()
+    differing = [
+        f"{key}: {_value(saved, key)} in the checkpoint, {_value(wanted, key)} in the configuration"
+        for key in sorted(_keys(wanted) | _keys(saved))
+        if _value(saved, key) != _value(wanted, key) and key not in _FREE
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{checkpoint.path} holds another model:\n  model." + "\n  model.".join(differing)
+        )
+
+
+# Options of the model that no saved tensor depends on.
+_FREE = ("dropout", "attention.dropout", "init_std")
+
+
+def check_layout(checkpoint: Checkpoint, config: Config) -> None:
+    """Raise CheckpointError where optimizer state was saved by another arrangement of ranks."""
+    saved, wanted = checkpoint.manifest["layout"], layout_of(config)
+    differing = [
+        f"{key} {saved.get(key)} -> {wanted[key]}"
+        for key in wanted
+        if saved.get(key) != wanted[key]
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{checkpoint.path} was saved in another layout ({', '.join(differing)}); resume with "
+            "the saved one"
+        )
+
+
+def _keys(tree: Mapping[str, Any], prefix: str = "") -> set[str]:
+    keys: set[str] = set()
+    for key, value in tree.items():
+        keys |= _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+    return keys
+
+
+def _value(tree: Mapping[str, Any], key: str) -> Any:
+    value: Any = tree
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _verify(checkpoint: Checkpoint) -> None:
+    """Check every file once, each by one of the ranks; all ranks raise together."""
+    names = sorted(checkpoint.manifest["files"])
+    problems: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(
+        problems, damage(checkpoint, names[dist.get_rank() :: dist.get_world_size()])
+    )
+    found = [problem for problem in problems if problem]
+    if found:
+        raise CheckpointError(f"{checkpoint.path} is damaged: {'; '.join(found)}")
+
+
+def _load_safely(engine: Any) -> None:
+    """Make DeepSpeed read its files without unpickling arbitrary objects."""
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    allowed = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
+
+    class WeightsOnly(TorchCheckpointEngine):
+        def load(self, path: str, map_location: Any = None) -> Any:
+            with torch.serialization.safe_globals(allowed):
+                return torch.load(path, map_location=map_location, weights_only=True)
+
+    engine.checkpoint_engine = WeightsOnly(engine._config)

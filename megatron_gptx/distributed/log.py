@@ -1,0 +1,23 @@
+"""Where a rank's words go: its own log file, and the console for the few that matter to people."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+
+def redirect_output(path: Path) -> TextIO:
+    """Send this process's stdout and stderr, libraries' included, to the end of a file.
+
+    Returns:
+        What stdout was before: the stream that people see.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    console = os.fdopen(os.dup(1), "w", buffering=1)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    return console

@@ -1,0 +1,106 @@
+"""This process as one rank of a run: its device, its peers, and how it ends."""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import torch
+import torch.distributed as dist
+
+from megatron_gptx.config.errors import UserError
+from megatron_gptx.distributed.log import redirect_output
+
+# How long a rank that lost a peer waits for the launcher, which ends every rank once it has seen
+# the peer's exit status: the peer's own message is then the only one on the screen.
+GRACE_SECONDS = 5.0
+
+
+class Process(NamedTuple):
+    """One rank."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+    console: TextIO
+
+
+def run_worker(work: Callable[[Process], None], *, run_dir: Path, timeout_seconds: int) -> None:
+    """Join the process group, do the work, and end this process with an honest status.
+
+    Everything printed here or by DeepSpeed goes to RUN_DIR/logs/rank-N.log. The first rank that
+    fails shows why on the console: a user's mistake as one message and status 2, anything else
+    with the place of its traceback and status 1.
+    """
+    rank = int(os.environ["RANK"])
+    log_path = run_dir / "logs" / f"rank-{rank}.log"
+    console = redirect_output(log_path)
+    try:
+        process = _join(console, timeout_seconds)
+        work(process)
+        dist.barrier()
+        dist.destroy_process_group()
+    except KeyboardInterrupt:
+        _leave(130)
+    except BaseException as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        if _lost_a_peer(error):
+            time.sleep(GRACE_SECONDS)
+        if _first_to_fail(run_dir):
+            where = "" if isinstance(error, UserError) else f" (traceback in {log_path})"
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            console.write(f"\nerror on rank {rank}{where}: {kind}{error}\n")
+        _leave(2 if isinstance(error, UserError) else 1)
+
+
+def _join(console: TextIO, timeout_seconds: int) -> Process:
+    # Importing DeepSpeed takes seconds and prints; only ranks pay for it, into their log.
+    import deepspeed
+    import deepspeed.ops
+
+    # Only inference uses this op; building it takes a minute, and every launch would leave
+    # 69 MB per rank in /dev/shm.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        device, backend = torch.device("cpu"), "gloo"
+    else:
+        device, backend = torch.device("cuda", local_rank), "nccl"
+        torch.cuda.set_device(device)
+    deepspeed.init_distributed(
+        dist_backend=backend, timeout=timedelta(seconds=timeout_seconds), auto_mpi_discovery=True
+    )
+    return Process(dist.get_rank(), dist.get_world_size(), local_rank, device, console)
+
+
+def _lost_a_peer(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        words in text for words in ("connection closed by peer", "connection reset", "broken pipe")
+    )
+
+
+def _first_to_fail(run_dir: Path) -> bool:
+    try:
+        os.close(os.open(failure_marker(run_dir), os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def failure_marker(run_dir: Path) -> Path:
+    """Return the file whose creator is the first rank that failed; a launch removes it."""
+    return run_dir / "logs" / ".failed"
+
+
+def _leave(status: int) -> None:
+    # A normal exit would wait for peers inside the process group's destructor.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,30 @@
+"""A trained model in this process, from a checkpoint of any number of stages."""
+
+import torch
+
+from megatron_gptx.checkpoint.layout import CheckpointError, newest
+from megatron_gptx.checkpoint.load import check_model, load_layers
+from megatron_gptx.config.schema import Config
+from megatron_gptx.model.sequential import GPTXSequential
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_model(config: Config, device: torch.device) -> tuple[GPTXSequential, int]:
+    """Return the newest checkpoint's model, ready for inference, and its step.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged or of another model.
+    """
+    checkpoint = newest(config.output.run_dir)
+    if checkpoint is None:
+        raise CheckpointError(
+            f"{config.output.run_dir} holds no checkpoint yet; train first: ./deepy.py train.py "
+            "with the same configuration"
+        )
+    check_model(checkpoint, config.model)
+    model = GPTXSequential(config.model)
+    load_layers(checkpoint, model.local_layers())
+    # Half precision is for accelerators; on a CPU it would only round.
+    dtype = torch.float32 if device.type == "cpu" else DTYPES[config.precision]
+    return model.to(device, dtype).eval(), checkpoint.step

@@ -1,0 +1,70 @@
+"""The command lines that start ranks, and how a configuration travels to them."""
+
+import base64
+import json
+import os
+import shlex
+import socket
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_gptx.config.schema import Config
+from megatron_gptx.launcher.devices import Placement
+
+# Scripts that run as one local process; every other one is started on all ranks.
+SINGLE_PROCESS = ("generate.py", "evaluate.py")
+
+
+def encode(config: Config) -> str:
+    """Return a configuration as one word that no shell touches."""
+    return base64.urlsafe_b64encode(zlib.compress(config.model_dump_json().encode())).decode()
+
+
+def decode(word: str) -> Config:
+    """Return the configuration that `encode` packed."""
+    return Config.model_validate_json(zlib.decompress(base64.urlsafe_b64decode(word)))
+
+
+def launch_command(
+    config: Config, placement: Placement, script: Path, arguments: Sequence[str]
+) -> list[str]:
+    """Return the command that runs `script` on every rank through DeepSpeed's launcher."""
+    worker = [str(script), "--config", encode(config), *arguments]
+    if script.name in SINGLE_PROCESS:
+        return [sys.executable, *worker]
+    port = config.launch.master_port or _free_port()
+    if config.launch.hostfile is None:
+        # One node needs no runner, and without it signals and exit statuses reach us.
+        world = json.dumps({"localhost": list(range(placement.ranks))})
+        return [
+            *(sys.executable, "-m", "deepspeed.launcher.launch"),
+            f"--world_info={base64.urlsafe_b64encode(world.encode()).decode()}",
+            *("--master_addr=127.0.0.1", f"--master_port={port}"),
+            *("--no_local_rank", "--log_level=critical"),
+            *worker,
+        ]
+    return [
+        *(sys.executable, "-m", "deepspeed.launcher.runner"),
+        *("--hostfile", config.launch.hostfile, "--launcher", config.launch.launcher),
+        *(("--launcher_args", config.launch.launcher_args) if config.launch.launcher_args else ()),
+        *("--master_port", str(port), "--no_local_rank", "--force_multi"),
+        *map(shlex.quote, worker),
+    ]
+
+
+def environment(placement: Placement) -> dict[str, str]:
+    """Return the environment of the launched processes."""
+    variables = dict(os.environ)
+    if placement.device == "cpu":
+        variables["DS_ACCELERATOR"] = "cpu"
+        cores = len(os.sched_getaffinity(0))
+        variables.setdefault("OMP_NUM_THREADS", str(max(1, cores // placement.ranks)))
+    return variables
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,155 @@
+"""The layer list as a DeepSpeed pipeline: this rank builds and runs the layers of its stage."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+from deepspeed.runtime.pipe.topology import PipeDataParallelTopology
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from megatron_gptx.config.model import ModelConfig
+from megatron_gptx.model.execute import LayerRunner
+from megatron_gptx.model.head import TiedHead, project
+from megatron_gptx.model.layers import TIED_PARAMETER, build_layer, layer_list
+from megatron_gptx.model.loss import token_loss
+
+
+class _Spec(LayerSpec):
+    """A layer that is built on the stage that owns it, from its own seed."""
+
+    def __init__(self, config: ModelConfig, index: int, seed: int) -> None:
+        super().__init__(nn.Module)
+        self.place = (config, index, seed)
+
+    def build(self, log: bool = False) -> nn.Module:
+        return build_layer(*self.place)
+
+
+class _TiedSpec(TiedLayerSpec):
+    """A layer whose token table another stage shares: DeepSpeed keeps the copies equal."""
+
+    def __init__(self, config: ModelConfig, index: int, seed: int, key: str) -> None:
+        # The same function for a stage that holds both layers, where only the embedding is built.
+        super().__init__(
+            key,
+            nn.Module,
+            forward_fn=project if index > 0 else None,
+            tied_weight_attr=TIED_PARAMETER,
+        )
+        self.place = (config, index, seed)
+
+    def build(self, log: bool = False) -> nn.Module:
+        return build_layer(*self.place)
+
+
+class GPTXPipeline(PipelineModule):
+    """One stage of a GPT-X model.
+
+    Between stages travels one tensor, since DeepSpeed would run backward once per tensor: the
+    activations (b, s, m), followed in the last dimension by the carry where there is one.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        edges: Sequence[int],
+        replicas: int,
+        seed: int,
+        checkpoint_group: int,
+    ) -> None:
+        """Build this rank's stage.
+
+        Args:
+            config: the model.
+            edges: first layer of every stage, and the number of layers at the end.
+            replicas: copies of the pipeline.
+            seed: seed of weights and dropout.
+            checkpoint_group: blocks whose activations are recomputed together; 0 keeps all.
+        """
+        self.edges = list(edges)
+        self.hidden_size, self.num_heads = config.hidden_size, config.num_heads
+        super().__init__(
+            layers=_specs(config, seed),
+            topology=PipeDataParallelTopology(num_pp=len(edges) - 1, num_dp=replicas),
+            loss_fn=_loss,
+        )
+        self.runner = LayerRunner(
+            config,
+            self.forward_funcs,
+            first=self._local_start,
+            seed=seed,
+            checkpoint_group=checkpoint_group,
+        )
+
+    def local_layers(self) -> dict[int, nn.Module]:
+        """Return this stage's layers by position; a tied head owns nothing and is left out."""
+        return {
+            index: layer
+            for index, layer in enumerate(self.runner.layers, start=self._local_start)
+            if isinstance(layer, nn.Module) and not isinstance(layer, TiedHead)
+        }
+
+    def stage_group(self) -> ProcessGroup:
+        """Return the processes that hold the stages of this replica."""
+        return self._grid.get_pipe_parallel_group()
+
+    def own_parameters(self) -> dict[int, list[nn.Parameter]]:
+        """Return parameters by layer; over all stages, each parameter is there once."""
+        return {index: list(layer.parameters()) for index, layer in self.local_layers().items()}
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map token ids or a packed boundary tensor to the next boundary tensor or logits."""
+        if self.stage_id == 0:
+            x, carry = inputs, None
+        else:
+            dtype = next(self.parameters()).dtype
+            x, carry = unpack(inputs, self.hidden_size, self.num_heads, dtype)
+        x, carry = self.runner.run(x, carry, training=self.training)
+        return x if carry is None else pack(x, carry)
+
+    def _partition_layers(self, method: str = "uniform") -> None:
+        # DeepSpeed's methods build every layer on every rank, or know nothing of their cost.
+        self.parts = self.edges
+        self._set_bounds(start=self.edges[self.stage_id], stop=self.edges[self.stage_id + 1])
+
+    def save_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Save nothing: checkpoint/save.py writes the weights, once and without pickle."""
+
+    def load_state_dir(self, *args: Any, **kwargs: Any) -> None:
+        """Only bring tied copies in line: checkpoint/load.py has read the weights."""
+        self._synchronize_tied_weights()
+
+
+def pack(x: Tensor, carry: Tensor) -> Tensor:
+    """Join (b, s, m) activations and a (b, h, s, t) carry to (b, s, m + h * t).
+
+    In the carry's dtype, which is the wider one: the boundary then loses nothing.
+    """
+    return torch.cat([x.to(carry.dtype), carry.transpose(1, 2).flatten(2)], dim=-1)
+
+
+def unpack(
+    packed: Tensor, hidden_size: int, num_heads: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Split what `pack` joined, the activations in `dtype`; without a carry return None for it."""
+    if packed.shape[-1] == hidden_size:
+        return packed, None
+    x, carry = packed.split([hidden_size, packed.shape[-1] - hidden_size], dim=-1)
+    return x.to(dtype), carry.unflatten(2, (num_heads, -1)).transpose(1, 2).contiguous()
+
+
+def _specs(config: ModelConfig, seed: int) -> list[LayerSpec]:
+    return [
+        _Spec(config, index, seed)
+        if entry.tied_key is None
+        else _TiedSpec(config, index, seed, entry.tied_key)
+        for index, entry in enumerate(layer_list(config))
+    ]
+
+
+def _loss(logits: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+    labels, num_tokens = target
+    return token_loss(logits, labels, num_tokens)

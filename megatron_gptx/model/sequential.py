@@ -1,0 +1,53 @@
+"""The layer list in one process: for ZeRO-2/3, evaluation and generation."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from megatron_gptx.config.model import ModelConfig
+from megatron_gptx.model.execute import LayerRunner
+from megatron_gptx.model.head import TiedHead
+from megatron_gptx.model.layers import build_layers
+from megatron_gptx.model.loss import token_loss
+
+
+class GPTXSequential(nn.Module):
+    """All layers, one after the other."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        seed: int = 0,
+        checkpoint_group: int = 0,
+        prepare: Callable[[nn.Module], object] | None = None,
+    ) -> None:
+        """Build every layer with the weights that any other container would give it.
+
+        Args:
+            config: the model.
+            seed: seed of weights and dropout.
+            checkpoint_group: blocks whose activations are recomputed together; 0 keeps all.
+            prepare: called with each layer once it is built, before the next one is.
+        """
+        super().__init__()
+        self.layers = nn.ModuleList(build_layers(config, seed, prepare=prepare))
+        self.runner = LayerRunner(
+            config, self.layers, first=0, seed=seed, checkpoint_group=checkpoint_group
+        )
+
+    def local_layers(self) -> dict[int, nn.Module]:
+        """Return all layers by position; a tied head owns nothing and is left out."""
+        return {
+            index: layer
+            for index, layer in enumerate(self.layers)
+            if not isinstance(layer, TiedHead)
+        }
+
+    def forward(self, tokens: Tensor, labels: Tensor, num_tokens: Tensor) -> Tensor:
+        """Return the loss of (b, s) token ids, as `token_loss` defines it."""
+        return token_loss(self.logits(tokens), labels, num_tokens)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Map token ids (b, s) to logits (b, s, v)."""
+        return self.runner.run(tokens, None, training=self.training)[0]

@@ -1,0 +1,1 @@
+"""One step, many times, and everything around it."""

@@ -1,0 +1,103 @@
+"""From a configuration to an engine: container, optimizer, DeepSpeed."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+
+from megatron_gptx.config.schema import Config
+from megatron_gptx.costs.memory import effective_zero_stage
+from megatron_gptx.costs.stages import boundaries
+from megatron_gptx.distributed.process import Process
+from megatron_gptx.model.pipeline import GPTXPipeline
+from megatron_gptx.model.sequential import GPTXSequential
+from megatron_gptx.training.deepspeed_config import deepspeed_config, zero_stage_note
+from megatron_gptx.training.engine import Engine, PipelineRun, SequentialRun
+from megatron_gptx.training.gradient_norm import GlobalNormClipping
+from megatron_gptx.training.optimizer import choose_adamw, parameter_groups
+
+
+def build_engine(config: Config, process: Process, *, say: Callable[[str], None]) -> Engine:
+    """Return an engine with freshly initialised weights; every rank calls this.
+
+    Args:
+        config: the run.
+        process: this rank.
+        say: takes one line for each automatic choice and its reason.
+    """
+    if note := zero_stage_note(config):
+        say(note)
+    build = _sequential if config.parallel.sequential else _pipelined
+    return build(config, process, say)
+
+
+def _sequential(config: Config, process: Process, say: Callable[[str], None]) -> SequentialRun:
+    settings = deepspeed_config(config)
+    # Layer by layer, so that no process ever holds all weights of a model that ZeRO-3 scatters.
+    scatter = partial(_scatter, settings) if effective_zero_stage(config) == 3 else None
+    model = GPTXSequential(
+        config.model,
+        seed=config.training.seed,
+        checkpoint_group=config.training.checkpoint_activations,
+        prepare=scatter,
+    )
+    optimizer = _build_optimizer(config, model, process.device, say)
+    return SequentialRun(_initialize(model, optimizer, settings))
+
+
+def _pipelined(config: Config, process: Process, say: Callable[[str], None]) -> PipelineRun:
+    model = GPTXPipeline(
+        config.model,
+        edges=boundaries(config),
+        replicas=process.world_size // config.parallel.pipeline_stages,
+        seed=config.training.seed,
+        checkpoint_group=config.training.checkpoint_activations,
+    )
+    optimizer = _build_optimizer(config, model, process.device, say)
+    if effective_zero_stage(config) == 0:
+        clipping = GlobalNormClipping(
+            model.own_parameters(),
+            num_layers=config.model.num_pipeline_layers,
+            max_norm=config.optimizer.gradient_clipping,
+            stages=model.stage_group(),
+        )
+        optimizer.register_step_pre_hook(clipping)
+    return PipelineRun(_initialize(model, optimizer, deepspeed_config(config)))
+
+
+def _scatter(settings: dict[str, Any], layer: nn.Module) -> None:
+    deepspeed.zero.Init(module=layer, config_dict_or_path=settings)
+
+
+def _initialize(
+    model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
+) -> Any:
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=settings, dist_init_required=False
+    )
+    return engine
+
+
+def _build_optimizer(
+    config: Config, model: nn.Module, device: torch.device, say: Callable[[str], None]
+) -> torch.optim.Optimizer:
+    options = config.optimizer
+    groups = parameter_groups(
+        model,
+        weight_decay=options.weight_decay,
+        decay_embeddings=options.decay_embeddings,
+    )
+    adamw = choose_adamw(torch.device("cpu") if config.parallel.offload != "none" else device)
+    say(f"optimizer: {adamw.reason}")
+    for group in groups:
+        say(f"  weight decay {group['weight_decay']}: {_count(group['params'])}")
+    return adamw.build(groups, lr=options.lr, betas=tuple(options.betas), eps=options.eps)
+
+
+def _count(parameters: list[Any]) -> str:
+    # With ZeRO-3 a parameter is empty here, and its full size is in ds_numel.
+    elements = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
+    return f"{elements:,} parameters in {len(parameters)} tensors on rank 0"

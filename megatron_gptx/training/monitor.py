@@ -1,0 +1,65 @@
+"""What a person watching a run sees."""
+
+import time
+from collections import deque
+from typing import TextIO
+
+from megatron_gptx.training.state import TrainingState
+
+# Steps over which speed is averaged: long enough to be steady, short enough to show a change.
+WINDOW = 20
+
+
+class Monitor:
+    """Measures speed and draws the progress line: in place on a terminal, now and then in a log."""
+
+    def __init__(self, console: TextIO, *, total_steps: int, visible: bool) -> None:
+        self.console = console
+        self.total_steps = total_steps
+        self.visible = visible
+        self.live = visible and console.isatty()
+        self.ends: deque[tuple[float, int]] = deque(maxlen=WINDOW + 1)
+        self.shown_at = 0.0
+        self.unfinished_line = False
+
+    def start(self, state: TrainingState) -> None:
+        """Begin to measure, now or again after something that was no training."""
+        self.ends.clear()
+        self.ends.append((time.monotonic(), state.tokens))
+
+    def step(self, state: TrainingState) -> tuple[float, float]:
+        """Note the end of a step and return (tokens per second, seconds per step)."""
+        self.ends.append((time.monotonic(), state.tokens))
+        (started_at, tokens_before), (ended_at, tokens_after) = self.ends[0], self.ends[-1]
+        seconds = max(ended_at - started_at, 1e-9)
+        return (tokens_after - tokens_before) / seconds, seconds / (len(self.ends) - 1)
+
+    def show(self, state: TrainingState, loss: float, speed: float, step_seconds: float) -> None:
+        """Draw the progress line."""
+        now = time.monotonic()
+        last = state.step == self.total_steps
+        if not self.visible or (now - self.shown_at < (0.2 if self.live else 10.0) and not last):
+            return
+        self.shown_at = now
+        left = duration((self.total_steps - state.step) * step_seconds)
+        text = (
+            f"step {state.step}/{self.total_steps}  loss {loss:.4f}  {speed:,.0f} tokens/s  "
+            f"{step_seconds:.3f} s/step  {left} left"
+        )
+        self.console.write(f"\r\033[K{text}" if self.live else f"{text}\n")
+        self.console.flush()
+        self.unfinished_line = self.live
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        if self.visible:
+            self.console.write(f"\n{text}\n" if self.unfinished_line else f"{text}\n")
+            self.console.flush()
+            self.unfinished_line = False
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as 1:02:03, or 2:03 below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,118 @@
+"""A training run, from a configuration to its last checkpoint."""
+
+import argparse
+from pathlib import Path
+
+from megatron_gptx.checkpoint.load import resume
+from megatron_gptx.checkpoint.save import save
+from megatron_gptx.config.schema import Config
+from megatron_gptx.config.yaml_writer import dump
+from megatron_gptx.data.build import build_datasets
+from megatron_gptx.data.gpt_dataset import GPTDataset
+from megatron_gptx.data.loader import StepLoader
+from megatron_gptx.distributed.process import Process, run_worker
+from megatron_gptx.launcher.command import decode
+from megatron_gptx.training.build import build_engine
+from megatron_gptx.training.engine import Engine
+from megatron_gptx.training.evaluate import evaluate
+from megatron_gptx.training.monitor import Monitor
+from megatron_gptx.training.schedule import learning_rate
+from megatron_gptx.training.state import TrainingState
+from megatron_gptx.training.writers import open_writers
+
+
+def main() -> None:
+    """Run one rank; the launcher passes the configuration."""
+    parser = argparse.ArgumentParser(description="Started by deepy.py, once per rank.")
+    parser.add_argument("--config", required=True, help="configuration packed by the launcher")
+    run_rank(parser.parse_args().config)
+
+
+def run_rank(packed: str) -> None:
+    """Train one rank of a packed configuration, then leave with a status that says how it went."""
+    config = decode(packed)
+    run_worker(
+        lambda process: pretrain(config, process),
+        run_dir=Path(config.output.run_dir),
+        timeout_seconds=config.launch.timeout_seconds,
+    )
+
+
+def pretrain(config: Config, process: Process) -> None:
+    """Train from the newest checkpoint, or from initial weights, to the last step."""
+    leader = process.rank == 0
+    monitor = Monitor(process.console, total_steps=config.training.steps, visible=leader)
+    engine = build_engine(config, process, say=monitor.say)
+    state = TrainingState(**(resume(engine.deepspeed, config=config) or {}))
+    if state.step >= config.training.steps:
+        monitor.say(f"finished: step {state.step} of {config.training.steps} is saved")
+        return
+    if state.step:
+        monitor.say(f"resumed at step {state.step}")
+    if leader:
+        (Path(config.output.run_dir) / "config.yml").write_text(dump(config))
+    data = build_datasets(
+        config.data, seq_length=config.model.seq_length, seed=config.training.seed
+    )
+    valid = _loader(config, data.valid, engine) if data.valid else None
+    writers = open_writers(config, resumed_step=state.step) if leader else []
+
+    with _loader(config, data.train, engine) as train:
+        monitor.start(state)
+        for batch in train.steps(state.samples):
+            lr = learning_rate(
+                state.step,
+                peak=config.optimizer.lr,
+                steps=config.training.steps,
+                schedule=config.schedule,
+            )
+            result = engine.train_step(batch, step=state.step, lr=lr)
+            state = state.after(config.batch.global_size, config.model.seq_length)
+            speed, step_seconds = monitor.step(state)
+            monitor.show(state, result.loss, speed, step_seconds)
+            if not result.applied:
+                monitor.say(f"step {state.step}: not applied, its gradients were not finite")
+            row = {
+                "step": state.step,
+                "loss": result.loss,
+                "tokens": state.tokens,
+                "lr": lr,
+                "grad_norm": result.grad_norm,
+                "tokens_per_second": round(speed, 1),
+            }
+            last = state.step == config.training.steps
+            if valid and (last or due(state.step, config.evaluation.interval)):
+                row["valid_loss"] = evaluate(engine, valid, config.evaluation.batches)
+                monitor.say(f"step {state.step}: validation loss {row['valid_loss']:.4f}")
+                monitor.start(state)
+            for writer in writers:
+                writer.write(row)
+            if last or due(state.step, config.checkpoint.interval):
+                path = save(
+                    engine.deepspeed,
+                    config=config,
+                    state=state._asdict(),
+                    writes_weights=engine.replica == 0,
+                )
+                monitor.say(f"step {state.step}: saved {path}")
+                monitor.start(state)
+            if last:
+                break
+    for writer in writers:
+        writer.close()
+
+
+def _loader(config: Config, data: GPTDataset, engine: Engine) -> StepLoader:
+    return StepLoader(
+        data,
+        config.batch,
+        replica=engine.replica,
+        replicas=engine.replicas,
+        vocab_size=config.model.vocab_size,
+        prefetch=config.data.prefetch,
+    )
+
+
+def due(step: int, interval: int | None) -> bool:
+    """Return whether something that happens every `interval` steps happens after this one."""
+    return interval is not None and step % interval == 0

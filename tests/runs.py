@@ -1,0 +1,132 @@
+"""Real training runs of a tiny model: gloo ranks on the CPU, forked from a warm server.
+
+Importing DeepSpeed takes seconds, so a server process imports it once and every rank is forked
+from there. Apart from the launcher, a rank is what `deepy.py` starts.
+"""
+
+import json
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_gptx.config.schema import Config
+from megatron_gptx.data.indexed_dataset import IndexedDatasetWriter
+from megatron_gptx.launcher.command import encode
+
+VOCAB_SIZE = 64
+
+TINY: dict[str, Any] = {
+    "model.num_layers": 4,
+    "model.hidden_size": 32,
+    "model.num_heads": 4,
+    "model.vocab_size": VOCAB_SIZE,
+    "model.seq_length": 32,
+    "model.macaron": True,
+    # Wide enough that attention is far from uniform, so that a wrong score changes the loss.
+    "model.init_std": 0.3,
+    "model.attention.top_k": 8,
+    "model.attention.residual_scores": True,
+    "training.steps": 20,
+    "training.global_batch_size": 8,
+    "training.micro_batch_size": 2,
+    "optimizer.lr": 0.01,
+    "optimizer.gradient_clipping": None,
+    "schedule.warmup_steps": 2,
+    "parallel.zero_stage": 0,
+    "parallel.data_replicas": 1,
+    "checkpoint.interval": 1000,
+    "evaluation.batches": 2,
+    "launch.device": "cpu",
+    "launch.timeout_seconds": 60,
+}
+
+
+def write_corpus(folder: Path) -> None:
+    """Write train and valid datasets of arithmetic progressions, which a tiny model can learn."""
+    random = np.random.default_rng(0)
+    for name, num_documents in (("train", 200), ("valid", 30)):
+        with IndexedDatasetWriter(folder / name, np.uint16) as writer:
+            for _ in range(num_documents):
+                start, stride, length = random.integers((0, 1, 20), (64, 4, 200))
+                writer.add_document((start + stride * np.arange(length)) % VOCAB_SIZE)
+
+
+def tiny_config(corpus: Path, run_dir: Path, **options: Any) -> Config:
+    """Return the tiny configuration; options replace some, written with `__` for a dot."""
+    flat = {
+        **TINY,
+        "data.train": str(corpus / "train"),
+        "data.valid": str(corpus / "valid"),
+        "output.run_dir": str(run_dir),
+        **{key.replace("__", "."): value for key, value in options.items()},
+    }
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, leaf = key.split(".")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[leaf] = value
+    return Config.model_validate(tree)
+
+
+def train(config: Config) -> list[dict[str, float]]:
+    """Run all ranks of a configuration and return the rows of its metrics.jsonl.
+
+    Fails the test, showing the ranks' logs, where a rank ends with an error.
+    """
+    statuses = start(config)
+    run_dir = Path(config.output.run_dir)
+    if any(statuses):
+        logs = [path.read_text()[-3000:] for path in sorted((run_dir / "logs").glob("rank-*.log"))]
+        pytest.fail(f"ranks ended with {statuses}\n" + "\n".join(logs))
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def start(config: Config) -> list[int | None]:
+    """Run all ranks of a configuration and return their exit statuses."""
+    ranks = config.parallel.pipeline_stages * (config.parallel.data_replicas or 1)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        _server().Process(target=_rank, args=(rank, ranks, port, encode(config)))
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def losses(rows: list[dict[str, float]]) -> list[float]:
+    """Return the training losses of a run."""
+    return [row["loss"] for row in rows]
+
+
+def _server() -> Any:
+    # The server inherits the environment of the moment it starts.
+    os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["megatron_gptx.training.pretrain"])
+    return context
+
+
+def _rank(rank: int, ranks: int, port: int, packed: str) -> None:
+    from megatron_gptx.training.pretrain import run_rank
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the progress line
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(ranks),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    run_rank(packed)

@@ -1,0 +1,134 @@
+"""Any layout gives the same loss."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from tests.runs import losses, tiny_config, train, write_corpus
+
+# One float32 rounding step, relative. Sums in another order differ by a few of these; twenty
+# steps of training multiply them.
+EPSILON = 2.0**-23
+ROUNDING = 64 * EPSILON
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Train with options and return the losses; equal options train once."""
+    done: dict[str, list[float]] = {}
+
+    def run(**options: object) -> list[float]:
+        key = repr(sorted(options.items()))
+        if key not in done:
+            folder = tmp_path_factory.mktemp("run")
+            done[key] = losses(train(tiny_config(corpus, folder, **options)))
+        return done[key]
+
+    return run
+
+
+@pytest.mark.parametrize("residual_scores", [True, False])
+@pytest.mark.parametrize(("stages", "checkpoint_group"), list(product([1, 2, 3, 4], [0, 2]))[1:])
+def test_losses_are_bit_identical_for_every_number_of_stages(
+    run, residual_scores, stages, checkpoint_group
+):
+    options = {"model__attention__residual_scores": residual_scores}
+    split = run(
+        **options,
+        parallel__pipeline_stages=stages,
+        training__checkpoint_activations=checkpoint_group,
+    )
+    assert split == run(**options)
+    assert len(split) == 20
+
+
+def test_residual_scores_change_the_loss(run):
+    assert run(model__attention__residual_scores=True) != run(
+        model__attention__residual_scores=False
+    )
+
+
+@pytest.mark.parametrize("clipping", [None, 0.3])
+@pytest.mark.parametrize(
+    ("stages", "replicas", "zero_stage"),
+    [
+        (1, 1, 1),
+        (1, 2, 0),
+        (1, 2, 1),
+        (2, 1, 0),
+        (2, 1, 1),
+        (2, 2, 0),
+        (2, 2, 1),
+        (1, 2, 2),
+        (1, 2, 3),
+    ],
+)
+def test_losses_are_equal_within_rounding_for_replicas_and_zero_stages(
+    run, stages, replicas, zero_stage, clipping
+):
+    split = run(
+        optimizer__gradient_clipping=clipping,
+        parallel__pipeline_stages=stages,
+        parallel__data_replicas=replicas,
+        parallel__zero_stage=zero_stage,
+    )
+    assert split == pytest.approx(run(optimizer__gradient_clipping=clipping), rel=ROUNDING)
+
+
+def test_clipping_is_active_in_these_runs(run):
+    assert run(optimizer__gradient_clipping=0.3) != run(optimizer__gradient_clipping=None)
+
+
+def test_losses_are_bit_identical_for_every_number_of_stages_when_clipping(run):
+    assert run(optimizer__gradient_clipping=0.3, parallel__pipeline_stages=3) == run(
+        optimizer__gradient_clipping=0.3
+    )
+
+
+@pytest.mark.parametrize(("stages", "replicas"), [(1, 1), (2, 1), (2, 2), (3, 1), (4, 1)])
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_bf16_trains_alike_in_every_layout(run, stages, replicas, zero_stage):
+    split = run(
+        precision="bf16",
+        parallel__pipeline_stages=stages,
+        parallel__data_replicas=replicas,
+        parallel__zero_stage=zero_stage,
+    )
+    # bf16 rounds 2^16 times as coarsely as float32; over replicas, gradients add up elsewhere.
+    tolerance = 0 if replicas == 1 else 2.0**-8
+    assert split == pytest.approx(run(precision="bf16"), rel=tolerance, abs=0)
+    assert split[-1] < split[0] - 1
+
+
+def test_dropout_drops_the_same_elements_in_every_layout(run):
+    options = {"model__dropout": 0.1, "model__attention__dropout": 0.1}
+    split = run(**options, parallel__pipeline_stages=3, training__checkpoint_activations=1)
+    assert split == run(**options)
+    assert split != run()
+
+
+def test_a_tied_head_trains_alike_on_one_stage_and_two(run):
+    whole, split, sharded = (
+        run(model__tied_head=True, **options)
+        for options in (
+            {},
+            {"parallel__pipeline_stages": 2},
+            {"parallel__zero_stage": 3, "parallel__data_replicas": 2},
+        )
+    )
+    # The table's gradient is a sum over two stages here, and one sum there.
+    assert split == pytest.approx(whole, rel=ROUNDING)
+    assert sharded == pytest.approx(whole, rel=ROUNDING)
+
+
+def test_offloading_changes_nothing(run):
+    options = {"parallel__zero_stage": 3, "parallel__data_replicas": 2}
+    assert run(**options, parallel__offload="all") == pytest.approx(run(**options), rel=ROUNDING)

@@ -1,0 +1,73 @@
+"""A stopped run continues as if it had not been stopped."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.runs import tiny_config, train, write_corpus
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder)
+    return folder
+
+
+def without_speed(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [
+        {key: value for key, value in row.items() if key != "tokens_per_second"} for row in rows
+    ]
+
+
+LAYOUTS = {
+    "one stage": {},
+    "two stages": {"parallel__pipeline_stages": 2},
+    "two replicas, ZeRO-1": {"parallel__data_replicas": 2, "parallel__zero_stage": 1},
+    "two stages, bf16": {"parallel__pipeline_stages": 2, "precision": "bf16"},
+    "two replicas, ZeRO-2": {"parallel__data_replicas": 2, "parallel__zero_stage": 2},
+    "two replicas, ZeRO-3": {"parallel__data_replicas": 2, "parallel__zero_stage": 3},
+    "dropout": {"parallel__pipeline_stages": 2, "model__dropout": 0.1},
+    "tied": {"parallel__pipeline_stages": 2, "model__tied_head": True},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_steps_11_to_20_equal_the_uninterrupted_run_bit_by_bit(corpus, tmp_path, layout):
+    options = {
+        **LAYOUTS[layout],
+        "optimizer__gradient_clipping": 0.5,
+        "schedule__decay_steps": 18,  # not the number of steps, which differs below
+    }
+    whole = train(tiny_config(corpus, tmp_path / "whole", **options))
+    stopped = tmp_path / "stopped"
+    train(tiny_config(corpus, stopped, **options, training__steps=10))
+    resumed = train(tiny_config(corpus, stopped, **options))
+    assert [row["step"] for row in resumed] == list(range(1, 21))
+    assert without_speed(resumed)[10:] == without_speed(whole)[10:]
+
+
+def test_rows_of_a_discarded_future_are_cut(corpus, tmp_path):
+    config = tiny_config(corpus, tmp_path, checkpoint__interval=10, training__steps=15)
+    train(config)
+    # As if the run had been killed between two saves: the newest checkpoint is of step 10.
+    (tmp_path / "checkpoints" / "latest").write_text("step-00000010\n")
+    rows = train(config)
+    assert [row["step"] for row in rows] == list(range(1, 16))
+
+
+def test_a_finished_run_says_so_and_changes_nothing(corpus, tmp_path):
+    config = tiny_config(corpus, tmp_path, training__steps=2)
+    rows = train(config)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    assert train(config) == rows
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_metrics_hold_one_whole_object_per_step(corpus, tmp_path):
+    rows = train(tiny_config(corpus, tmp_path, training__steps=3))
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["tokens"] for row in rows] == [256, 512, 768]
+    assert {"loss", "lr", "grad_norm", "tokens_per_second"} <= rows[0].keys()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["valid_loss"] > 0

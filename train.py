@@ -1,0 +1,6 @@
+"""Train one rank; started by deepy.py."""
+
+from megatron_gptx.training.pretrain import main
+
+if __name__ == "__main__":
+    main()
