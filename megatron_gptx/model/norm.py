@@ -1,11 +1,12 @@
 """The normalisation before the head."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from megatron_gptx.config.model import ModelConfig
+from megatron_gptx.ops.layer_norm import LayerNorm
 
 
-class FinalNorm(nn.LayerNorm):
+class FinalNorm(LayerNorm):
     """LayerNorm as a layer of its own."""
 
     def __init__(self, config: ModelConfig) -> None:

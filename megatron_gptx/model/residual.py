@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron_gptx.config.model import ModelConfig
+from megatron_gptx.ops.layer_norm import LayerNorm
 
 
 class ReZero(nn.Module):
@@ -38,7 +39,7 @@ class PreNorm(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(config.hidden_size)
+        self.norm = LayerNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
 
     def branch_input(self, x: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ class PostNorm(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(config.hidden_size)
+        self.norm = LayerNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
 
     def branch_input(self, x: Tensor) -> Tensor:

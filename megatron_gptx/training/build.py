@@ -14,6 +14,7 @@ from megatron_gptx.costs.stages import boundaries
 from megatron_gptx.distributed.process import Process
 from megatron_gptx.model.pipeline import GPTXPipeline
 from megatron_gptx.model.sequential import GPTXSequential
+from megatron_gptx.ops.layer_norm import layer_norm_note
 from megatron_gptx.training.deepspeed_config import deepspeed_config, zero_stage_note
 from megatron_gptx.training.engine import Engine, PipelineRun, SequentialRun
 from megatron_gptx.training.gradient_norm import GlobalNormClipping
@@ -30,6 +31,7 @@ def build_engine(config: Config, process: Process, *, say: Callable[[str], None]
     """
     if note := zero_stage_note(config):
         say(note)
+    say(layer_norm_note(process.device.type))
     build = _sequential if config.parallel.sequential else _pipelined
     return build(config, process, say)
 

@@ -56,19 +56,18 @@ def test_residual_scores_change_the_loss(run):
     )
 
 
-@pytest.mark.parametrize("clipping", [None, 0.3])
 @pytest.mark.parametrize(
-    ("stages", "replicas", "zero_stage"),
+    ("stages", "replicas", "zero_stage", "clipping"),
     [
-        (1, 1, 1),
-        (1, 2, 0),
-        (1, 2, 1),
-        (2, 1, 0),
-        (2, 1, 1),
-        (2, 2, 0),
-        (2, 2, 1),
-        (1, 2, 2),
-        (1, 2, 3),
+        (1, 1, 1, None),
+        (1, 2, 0, None),
+        (1, 2, 1, None),
+        (2, 2, 1, None),
+        (2, 1, 1, 0.3),
+        (2, 2, 0, 0.3),
+        (2, 2, 1, 0.3),
+        (1, 2, 2, 0.3),
+        (1, 2, 3, 0.3),
     ],
 )
 def test_losses_are_equal_within_rounding_for_replicas_and_zero_stages(
@@ -93,8 +92,9 @@ def test_losses_are_bit_identical_for_every_number_of_stages_when_clipping(run):
     )
 
 
-@pytest.mark.parametrize(("stages", "replicas"), [(1, 1), (2, 1), (2, 2), (3, 1), (4, 1)])
-@pytest.mark.parametrize("zero_stage", [0, 1])
+@pytest.mark.parametrize(
+    ("stages", "replicas", "zero_stage"), [(2, 1, 0), (3, 1, 1), (4, 1, 1), (1, 2, 1), (2, 2, 1)]
+)
 def test_bf16_trains_alike_in_every_layout(run, stages, replicas, zero_stage):
     split = run(
         precision="bf16",
@@ -130,5 +130,9 @@ def test_a_tied_head_trains_alike_on_one_stage_and_two(run):
 
 
 def test_offloading_changes_nothing(run):
-    options = {"parallel__zero_stage": 3, "parallel__data_replicas": 2}
+    options = {
+        "optimizer__gradient_clipping": 0.3,
+        "parallel__zero_stage": 3,
+        "parallel__data_replicas": 2,
+    }
     assert run(**options, parallel__offload="all") == pytest.approx(run(**options), rel=ROUNDING)

@@ -38,23 +38,29 @@ def test_steps_11_to_20_equal_the_uninterrupted_run_bit_by_bit(corpus, tmp_path,
     options = {
         **LAYOUTS[layout],
         "optimizer__gradient_clipping": 0.5,
-        "schedule__decay_steps": 18,  # not the number of steps, which differs below
+        "checkpoint__interval": 10,
     }
-    whole = train(tiny_config(corpus, tmp_path / "whole", **options))
-    stopped = tmp_path / "stopped"
-    train(tiny_config(corpus, stopped, **options, training__steps=10))
-    resumed = train(tiny_config(corpus, stopped, **options))
-    assert [row["step"] for row in resumed] == list(range(1, 21))
-    assert without_speed(resumed)[10:] == without_speed(whole)[10:]
-
-
-def test_rows_of_a_discarded_future_are_cut(corpus, tmp_path):
-    config = tiny_config(corpus, tmp_path, checkpoint__interval=10, training__steps=15)
-    train(config)
-    # As if the run had been killed between two saves: the newest checkpoint is of step 10.
+    config = tiny_config(corpus, tmp_path, **options)
+    whole = train(config)
+    # As if the run had been killed before its next save: the newest checkpoint is of step 10, and
+    # the metrics know of a future that will happen again.
     (tmp_path / "checkpoints" / "latest").write_text("step-00000010\n")
-    rows = train(config)
-    assert [row["step"] for row in rows] == list(range(1, 16))
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(
+            json.dumps({**row, "loss": 0.0} if row["step"] > 10 else row) + "\n" for row in whole
+        )
+    )
+    resumed = train(config)
+    assert [row["step"] for row in resumed] == list(range(1, 21))
+    assert without_speed(resumed) == without_speed(whole)
+
+
+def test_a_run_that_ended_at_step_10_can_be_prolonged(corpus, tmp_path):
+    options = {"parallel__pipeline_stages": 2, "schedule__decay_steps": 18}
+    whole = train(tiny_config(corpus, tmp_path / "whole", **options))
+    train(tiny_config(corpus, tmp_path / "stopped", **options, training__steps=10))
+    resumed = train(tiny_config(corpus, tmp_path / "stopped", **options))
+    assert without_speed(resumed)[10:] == without_speed(whole)[10:]
 
 
 def test_a_finished_run_says_so_and_changes_nothing(corpus, tmp_path):

@@ -18,7 +18,7 @@ def rates(steps: int = 100, **options: object) -> list[float]:
 @pytest.mark.parametrize("name", ["cosine", "linear", "constant", "wsd", "one_cycle"])
 def test_warm_up_rises_to_the_peak_and_never_above_it(name):
     values = rates(name=name, warmup_steps=10, min_lr_ratio=0.1)
-    assert all(a < b for a, b in itertools.pairwise(values))
+    assert all(a < b for a, b in itertools.pairwise(values[:11]))
     assert values[0] > 0
     assert values[10] == pytest.approx(1.0)
     assert max(values) <= 1.0
@@ -28,7 +28,7 @@ def test_warm_up_rises_to_the_peak_and_never_above_it(name):
 def test_decay_ends_at_the_floor_and_stays_there(name):
     values = rates(name=name, warmup_steps=10, min_lr_ratio=0.1)
     assert values[100:] == pytest.approx([0.1] * 5)
-    assert all(a >= b for a, b in itertools.pairwise(values))
+    assert all(a >= b for a, b in itertools.pairwise(values[10:]))
 
 
 def test_cosine_and_linear_are_half_way_down_in_the_middle():
