@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import socket
+import time
 from collections.abc import Callable
 from multiprocessing import connection
 from pathlib import Path
@@ -115,16 +116,13 @@ def start_ranks(
     ]
     for process in processes:
         process.start()
-    alive = processes
-    while alive:
+    while alive := [process for process in processes if process.is_alive()]:
         connection.wait([process.sentinel for process in alive])
-        if any(process.exitcode for process in alive):
-            connection.wait([process.sentinel for process in alive if process.is_alive()], 1)
+        if any(process.exitcode for process in processes):
+            time.sleep(1)
             for process in alive:
                 process.terminate()
-        alive = [process for process in alive if process.is_alive()]
-    for process in processes:
-        process.join()
+                process.join()
     return [process.exitcode for process in processes]
 
 
@@ -137,7 +135,8 @@ def _server() -> Any:
     # The server inherits the environment of the moment it starts.
     os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["megatron_gptx.training.pretrain"])
+    # Optimizers import torch._dynamo when the first one is built, which takes seconds too.
+    context.set_forkserver_preload(["megatron_gptx.training.pretrain", "torch._dynamo"])
     return context
 
 

@@ -6,17 +6,22 @@ from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.model import ModelConfig
 
 
+class Table(nn.Embedding):
+    """A row per id, without values of its own: model/initialize.py draws them."""
+
+    def reset_parameters(self) -> None:
+        """Draw nothing: on the meta device, PyTorch's default would import its compiler (2 s)."""
+
+
 class Embedding(nn.Module):
     """A row per token, plus a row per position where positions are learned."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         # First, because a tied head draws the same table from the same seed.
-        self.tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.tokens = Table(config.vocab_size, config.hidden_size)
         self.positions = (
-            nn.Embedding(config.seq_length, config.hidden_size)
-            if config.position == "learned"
-            else None
+            Table(config.seq_length, config.hidden_size) if config.position == "learned" else None
         )
         self.dropout = nn.Dropout(config.dropout)
 

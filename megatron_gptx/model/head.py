@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megatron_gptx.config.model import ModelConfig
+from megatron_gptx.model.embedding import Table
 
 
 class Head(nn.Linear):
@@ -27,7 +28,7 @@ class TiedHead(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.tokens = Table(config.vocab_size, config.hidden_size)
 
     def forward(self, x: Tensor, carry: None) -> tuple[Tensor, None]:
         """Map (b, s, m) to logits (b, s, v)."""

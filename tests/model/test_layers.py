@@ -1,5 +1,7 @@
 """The layer list: how many parameters, which initial weights, what is shared."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -207,3 +209,14 @@ def test_a_cast_model_computes_finite_logits_and_gradients(make_layers, run, tok
     logits.float().logsumexp(-1).mean().backward()
     gradients = [p.grad for layer in layers for p in layer.parameters()]
     assert all(g is not None and g.dtype == dtype and g.isfinite().all() for g in gradients)
+
+
+def test_building_a_layer_does_not_import_the_compiler():
+    code = (
+        "import sys; from megatron_gptx.config.model import ModelConfig; "
+        "from megatron_gptx.model.layers import build_layers; "
+        "build_layers(ModelConfig(num_layers=1, hidden_size=8, num_heads=2, vocab_size=9, "
+        "seq_length=4, position='learned', tied_head=True), 0); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,53 @@
+"""The progress line."""
+
+import io
+
+import pytest
+
+from megatron_gptx.training.monitor import Monitor, duration
+from megatron_gptx.training.state import TrainingState
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (61.4, "1:01"), (3600, "1:00:00"), (90061, "25:01:01")]
+)
+def test_durations_read_like_a_clock(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_last_step_is_always_shown():
+    console = io.StringIO()
+    monitor = Monitor(console, total_steps=2, visible=True)
+    monitor.start(TrainingState())
+    for step in (1, 2):
+        state = TrainingState(step=step, tokens=100 * step)
+        monitor.show(state, 1.25, *monitor.step(state))
+    assert "step 2/2  loss 1.2500" in console.getvalue()
+    assert "0:00 left" in console.getvalue()
+
+
+def test_a_terminal_line_is_redrawn_and_a_message_gets_its_own():
+    console = Terminal()
+    monitor = Monitor(console, total_steps=1, visible=True)
+    monitor.start(TrainingState())
+    state = TrainingState(step=1, tokens=100)
+    monitor.show(state, 1.0, *monitor.step(state))
+    monitor.say("saved")
+    assert console.getvalue().startswith("\r")
+    assert console.getvalue().endswith("\nsaved\n")
+
+
+def test_other_ranks_are_silent():
+    console = io.StringIO()
+    monitor = Monitor(console, total_steps=1, visible=False)
+    monitor.start(TrainingState())
+    monitor.show(TrainingState(step=1), 1.0, 2.0, 3.0)
+    monitor.say("saved")
+    assert console.getvalue() == ""
