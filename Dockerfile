@@ -1,8 +1,8 @@
 # The default fits PyTorch's build on the package index (CUDA 13.0; Turing and newer). For V100:
 #   docker build --build-arg BASE_IMAGE=nvidia/cuda:12.6.3-cudnn-devel-ubuntu24.04 \
-#     --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cu126 \
+#     --build-arg PIP_EXTRA_INDEX_URL=ADDRESS_OF_THE_CUDA_12_6_BUILDS \
 #     --build-arg TORCH_CUDA_ARCH_LIST=7.0 .
-# Without a GPU: BASE_IMAGE=ubuntu:24.04, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu, WITH_APEX=0.
+# Without a GPU: BASE_IMAGE=ubuntu:24.04, WITH_APEX=0. PyTorch's installation page names the addresses of its builds.
 ARG BASE_IMAGE=nvidia/cuda:13.0.2-cudnn-devel-ubuntu24.04
 FROM ${BASE_IMAGE}
 

@@ -1,3 +1,5 @@
+"""FLOPs per layer and per token."""
+
 import pytest
 
 from megatron_gptx.costs.flops import (

@@ -1,3 +1,5 @@
+"""The plan of a run, as numbers and as a table."""
+
 import json
 from dataclasses import fields
 

@@ -1,3 +1,5 @@
+"""Bytes of model state and activations, by precision, ZeRO stage and layout."""
+
 from itertools import pairwise
 
 import pytest

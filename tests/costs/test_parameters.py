@@ -1,3 +1,5 @@
+"""Parameters per layer, against counts by hand."""
+
 import pytest
 
 from megatron_gptx.config.model import ModelConfig

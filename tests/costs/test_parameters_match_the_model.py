@@ -1,3 +1,5 @@
+"""Parameters per layer, against the built modules."""
+
 from itertools import product
 from pathlib import Path
 

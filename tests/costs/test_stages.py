@@ -1,3 +1,5 @@
+"""Balanced stages, against all other ways to cut."""
+
 import random
 from itertools import combinations, pairwise
 

@@ -1,3 +1,5 @@
+"""The plan as a command."""
+
 import json
 import subprocess
 import sys
