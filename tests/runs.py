@@ -119,7 +119,9 @@ def start_ranks(
     while alive := [process for process in processes if process.is_alive()]:
         connection.wait([process.sentinel for process in alive])
         if any(process.exitcode for process in processes):
-            time.sleep(1)
+            deadline = time.monotonic() + 1
+            for process in alive:
+                process.join(max(0, deadline - time.monotonic()))
             for process in alive:
                 process.terminate()
                 process.join()

@@ -59,7 +59,7 @@ def weights_file(folder: Path, layer: int) -> Path:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the visible checkpoints of a folder, oldest first."""
-    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
+    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
@@ -79,7 +79,10 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
                 f"{pointer} to resume from it, or move the folder away to start afresh"
             )
         return None
-    name = pointer.read_text().strip()
+    try:
+        name = pointer.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{pointer} cannot be read: {error}") from None
     if not _NAME.fullmatch(name) or not (folder / name).is_dir():
         raise CheckpointError(
             f"{pointer} names {name!r}, which is no checkpoint in {folder}; "
@@ -92,13 +95,37 @@ def read(path: Path) -> Checkpoint:
     """Return the checkpoint in a folder; its manifest is read, its files are not."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
-        if manifest["format"] != FORMAT:
-            raise CheckpointError(
-                f"{path / MANIFEST} has format {manifest['format']}, this version reads {FORMAT}"
-            )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path / MANIFEST} cannot be read: {error}") from None
+    if isinstance(manifest, dict) and manifest.get("format", FORMAT) != FORMAT:
+        raise CheckpointError(
+            f"{path / MANIFEST} has format {manifest['format']!r}, this version reads {FORMAT}"
+        )
+    if not _is_manifest(manifest):
+        raise CheckpointError(
+            f"{path / MANIFEST} is damaged: it does not hold what a checkpoint's manifest holds; "
+            f"write the name of another checkpoint into {path.parent / LATEST}"
+        )
     return Checkpoint(path, manifest)
+
+
+def _is_manifest(value: Any) -> bool:
+    parts = ("format", "state", "layout", "config", "files")
+    if not isinstance(value, dict) or any(part not in value for part in parts):
+        return False
+    state, layout, config, files = (value[part] for part in parts[1:])
+    return (
+        all(isinstance(part, dict) for part in (state, layout, config, files))
+        and isinstance(config.get("model"), dict)
+        and "step" in state
+        and all(isinstance(count, int) and count >= 0 for count in state.values())
+        and all(
+            isinstance(entry, dict)
+            and isinstance(entry.get("bytes"), int)
+            and isinstance(entry.get("sha256"), str)
+            for entry in files.values()
+        )
+    )
 
 
 def checksum(path: Path) -> str:
@@ -113,16 +140,26 @@ def checksum(path: Path) -> str:
 def damage(checkpoint: Checkpoint, names: Iterable[str]) -> str | None:
     """Return what is wrong with some of a checkpoint's files, or None where they are intact."""
     for name in names:
-        expected = checkpoint.manifest["files"][name]
-        path = checkpoint.path / name
-        if checkpoint.path.resolve() not in path.resolve().parents:
-            return f"{name} lies outside {checkpoint.path}"
-        if not path.is_file():
-            return f"{path} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{path} has {path.stat().st_size} bytes, the manifest says {expected['bytes']}"
-        if checksum(path) != expected["sha256"]:
-            return f"{path} has changed since it was saved (its checksum differs)"
+        try:
+            if problem := _damage_of(checkpoint, name):
+                return problem
+        except (OSError, ValueError) as error:
+            return f"{name!r} cannot be read: {error}"
+    return None
+
+
+def _damage_of(checkpoint: Checkpoint, name: str) -> str | None:
+    path, expected = checkpoint.path / name, checkpoint.manifest["files"].get(name)
+    if expected is None:
+        return f"{path} is not in the manifest"
+    if checkpoint.path.resolve() not in path.resolve().parents:
+        return f"{name} lies outside {checkpoint.path}"
+    if not path.is_file():
+        return f"{path} is missing"
+    if path.stat().st_size != expected["bytes"]:
+        return f"{path} has {path.stat().st_size} bytes, the manifest says {expected['bytes']}"
+    if checksum(path) != expected["sha256"]:
+        return f"{path} has changed since it was saved (its checksum differs)"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from megatron_gptx.checkpoint.layout import (
     ENGINE,
+    WEIGHTS,
     Checkpoint,
     CheckpointError,
     damage,
@@ -48,7 +50,12 @@ def resume(engine: Any, *, config: Config) -> dict[str, int] | None:
         # The plain engine's own files hold the weights, as ZeRO-3 has scattered them.
         for index, layer in engine.module.local_layers().items():
             read_layer(weights_file(found.path, index), layer)
-    path, _ = engine.load_checkpoint(str(found.path), tag=ENGINE)
+    try:
+        path, _ = engine.load_checkpoint(str(found.path), tag=ENGINE)
+    except UnpicklingError as error:
+        raise CheckpointError(
+            f"{found.path / ENGINE} holds something else than tensors and was not loaded: {error}"
+        ) from None
     if path is None:
         raise CheckpointError(f"DeepSpeed found no state in {found.path / ENGINE}")
     return dict(found.manifest["state"])
@@ -126,7 +133,13 @@ def _value(tree: Mapping[str, Any], key: str) -> Any:
 
 def _verify(checkpoint: Checkpoint) -> None:
     """Check every file once, each by one of the ranks; all ranks raise together."""
-    names = sorted(checkpoint.manifest["files"])
+    present = {
+        str(path.relative_to(checkpoint.path))
+        for part in (ENGINE, WEIGHTS)
+        for path in (checkpoint.path / part).rglob("*")
+        if not path.is_dir()
+    }
+    names = sorted(present | checkpoint.manifest["files"].keys())
     problems: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(
         problems, damage(checkpoint, names[dist.get_rank() :: dist.get_world_size()])

@@ -1,5 +1,6 @@
 """Saving: a checkpoint becomes visible only when every rank's part of it is on disk."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from megatron_gptx.checkpoint.layout import (
     write_synced,
 )
 from megatron_gptx.config.schema import Config
+from megatron_gptx.costs.stages import boundaries
 
 
 def save(engine: Any, *, config: Config, state: Mapping[str, int], writes_weights: bool) -> Path:
@@ -53,7 +55,8 @@ def save(engine: Any, *, config: Config, state: Mapping[str, int], writes_weight
     aside = final.with_name(final.name + PARTIAL)
     leader = dist.get_rank() == 0
     if leader:
-        shutil.rmtree(aside, ignore_errors=True)
+        for torn in folder.glob(f"step-*{PARTIAL}"):
+            shutil.rmtree(torn, ignore_errors=True)
         (aside / WEIGHTS).mkdir(parents=True)
     dist.barrier()
     engine.save_checkpoint(str(aside), tag=ENGINE, client_state={}, save_latest=False)
@@ -82,7 +85,7 @@ def save(engine: Any, *, config: Config, state: Mapping[str, int], writes_weight
         aside.replace(final)
         sync_folder(folder)
         write_synced(folder / LATEST, final.name + "\n")
-        _prune(folder, config.checkpoint.keep_last)
+        prune(folder, newest=final, keep_last=config.checkpoint.keep_last)
     dist.barrier()
     return final
 
@@ -107,7 +110,7 @@ def layout_of(config: Config) -> dict[str, Any]:
         "data_replicas": config.parallel.data_replicas,
         "zero_stage": config.parallel.zero_stage,
         "precision": config.precision,
-        "boundaries": config.parallel.boundaries,
+        "boundaries": boundaries(config),
     }
 
 
@@ -132,7 +135,18 @@ def _hash_and_sync(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: entry for part, _ in parts for name, entry in part.items()}
 
 
-def _prune(folder: Path, keep_last: int | None) -> None:
-    if keep_last is not None:
-        for old in checkpoints(folder)[:-keep_last]:
-            shutil.rmtree(old, ignore_errors=True)
+def prune(folder: Path, *, newest: Path, keep_last: int | None) -> None:
+    """Delete the checkpoints before the `keep_last` ones that end with the newest; null keeps all.
+
+    A failed delete is left to the next one.
+    """
+    if keep_last is None:
+        return
+    # After going back to an earlier step there are later ones too: they never displace this one.
+    present = checkpoints(folder)
+    for old in present[: present.index(newest) + 1][:-keep_last]:
+        # Under its own name a half-deleted checkpoint would look like a whole one.
+        hidden = old.with_name(old.name + PARTIAL)
+        with contextlib.suppress(OSError):
+            old.replace(hidden)
+            shutil.rmtree(hidden)

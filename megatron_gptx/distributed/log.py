@@ -21,3 +21,19 @@ def redirect_output(path: Path) -> TextIO:
     os.dup2(log, 2)
     os.close(log)
     return console
+
+
+def first_to_fail(run_dir: Path) -> bool:
+    """Return whether no other rank of this launch has failed yet; the answer is yes only once."""
+    try:
+        os.close(os.open(failure_marker(run_dir), os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    except OSError:
+        return True  # a full disk: said twice is better than not said
+    return True
+
+
+def failure_marker(run_dir: Path) -> Path:
+    """Return the file whose creator is the first rank that failed; a launch removes it."""
+    return run_dir / "logs" / ".failed"

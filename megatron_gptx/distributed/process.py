@@ -1,6 +1,7 @@
 """This process as one rank of a run: its device, its peers, and how it ends."""
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -13,7 +14,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.distributed.log import redirect_output
+from megatron_gptx.distributed.lifetime import end_with_parent
+from megatron_gptx.distributed.log import first_to_fail, redirect_output
 
 # How long a rank that lost a peer waits for the launcher, which ends every rank once it has seen
 # the peer's exit status: the peer's own message is then the only one on the screen.
@@ -37,6 +39,8 @@ def run_worker(work: Callable[[Process], None], *, run_dir: Path, timeout_second
     fails shows why on the console: a user's mistake as one message and status 2, anything else
     with the place of its traceback and status 1.
     """
+    # A rank waits inside collectives, where Python answers no other signal.
+    end_with_parent(signal.SIGKILL)
     rank = int(os.environ["RANK"])
     log_path = run_dir / "logs" / f"rank-{rank}.log"
     console = redirect_output(log_path)
@@ -52,7 +56,7 @@ def run_worker(work: Callable[[Process], None], *, run_dir: Path, timeout_second
         sys.stderr.flush()
         if _lost_a_peer(error):
             time.sleep(GRACE_SECONDS)
-        if _first_to_fail(run_dir):
+        if first_to_fail(run_dir):
             where = "" if isinstance(error, UserError) else f" (traceback in {log_path})"
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             console.write(f"\nerror on rank {rank}{where}: {kind}{error}\n")
@@ -84,19 +88,6 @@ def _lost_a_peer(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or any(
         words in text for words in ("connection closed by peer", "connection reset", "broken pipe")
     )
-
-
-def _first_to_fail(run_dir: Path) -> bool:
-    try:
-        os.close(os.open(failure_marker(run_dir), os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return False
-    return True
-
-
-def failure_marker(run_dir: Path) -> Path:
-    """Return the file whose creator is the first rank that failed; a launch removes it."""
-    return run_dir / "logs" / ".failed"
 
 
 def _leave(status: int) -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from megatron_gptx.checkpoint.layout import Checkpoint
 from megatron_gptx.config.batch import Batch
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.schema import Config
@@ -59,8 +60,8 @@ def evaluate(config: Config) -> Evaluation:
     )
     if datasets.valid is None:
         raise UserError("there is no validation data: set data.valid or data.split")
-    model, step = load_model(config, torch.device(local_device(config)))
-    batch = config.batch
+    model, checkpoint = load_model(config, torch.device(local_device(config)))
+    batch = _batch_of_training(config, checkpoint)
     loader = StepLoader(
         datasets.valid,
         Batch(batch.global_size, batch.micro_size, batch.global_size // batch.micro_size),
@@ -70,7 +71,19 @@ def evaluate(config: Config) -> Evaluation:
         prefetch=0,
     )
     loss = validation_loss(model, loader, config.evaluation.batches)
-    return Evaluation(step, loss, unigram_entropy(datasets.valid))
+    return Evaluation(checkpoint.step, loss, unigram_entropy(datasets.valid))
+
+
+def _batch_of_training(config: Config, checkpoint: Checkpoint) -> Batch:
+    # Undecided replicas were decided by the devices of the training run, not by those of this one.
+    replicas = config.parallel.data_replicas or checkpoint.manifest["layout"].get("data_replicas")
+    parallel = config.parallel.model_copy(update={"data_replicas": replicas})
+    try:
+        return config.model_copy(update={"parallel": parallel}).batch
+    except ValueError as error:
+        raise UserError(
+            f"{checkpoint.path} was trained with {replicas} replicas: {error}"
+        ) from None
 
 
 @torch.inference_mode()

@@ -27,13 +27,20 @@ def main() -> int:
     options = parser.parse_args()
     try:
         text = complete(decode(options.config), options.prompt)
+        sys.stdout.write(text + "\n")
+        if options.output:
+            _write(options.output, text + "\n")
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    sys.stdout.write(text + "\n")
-    if options.output:
-        options.output.write_text(text + "\n", encoding="utf-8")
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written: {error.strerror}") from None
 
 
 def complete(config: Config, prompt: str) -> str:

@@ -2,7 +2,7 @@
 
 import torch
 
-from megatron_gptx.checkpoint.layout import CheckpointError, newest
+from megatron_gptx.checkpoint.layout import Checkpoint, CheckpointError, newest
 from megatron_gptx.checkpoint.load import check_model, load_layers
 from megatron_gptx.config.schema import Config
 from megatron_gptx.model.sequential import GPTXSequential
@@ -10,8 +10,8 @@ from megatron_gptx.model.sequential import GPTXSequential
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_model(config: Config, device: torch.device) -> tuple[GPTXSequential, int]:
-    """Return the newest checkpoint's model, ready for inference, and its step.
+def load_model(config: Config, device: torch.device) -> tuple[GPTXSequential, Checkpoint]:
+    """Return the newest checkpoint's model, ready for inference, and the checkpoint.
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged or of another model.
@@ -27,4 +27,4 @@ def load_model(config: Config, device: torch.device) -> tuple[GPTXSequential, in
     load_layers(checkpoint, model.local_layers())
     # Half precision is for accelerators; on a CPU it would only round.
     dtype = torch.float32 if device.type == "cpu" else DTYPES[config.precision]
-    return model.to(device, dtype).eval(), checkpoint.step
+    return model.to(device, dtype).eval(), checkpoint

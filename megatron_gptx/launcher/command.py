@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_gptx.config.schema import Config
-from megatron_gptx.launcher.devices import Placement
+from megatron_gptx.launcher.devices import Placement, visible_gpus
 
 # Scripts that run as one local process; every other one is started on all ranks.
 SINGLE_PROCESS = ("generate.py", "evaluate.py")
+WITHOUT_ARGUMENTS = ("train.py",)
 
 
 def encode(config: Config) -> str:
@@ -37,7 +38,11 @@ def launch_command(
     port = config.launch.master_port or _free_port()
     if config.launch.hostfile is None:
         # One node needs no runner, and without it signals and exit statuses reach us.
-        world = json.dumps({"localhost": list(range(placement.ranks))})
+        # It replaces CUDA_VISIBLE_DEVICES by what it is given here.
+        names: Sequence[int | str] = range(placement.ranks)
+        if placement.device == "cuda":
+            names = visible_gpus() or names
+        world = json.dumps({"localhost": list(names[: placement.ranks])})
         return [
             *(sys.executable, "-m", "deepspeed.launcher.launch"),
             f"--world_info={base64.urlsafe_b64encode(world.encode()).decode()}",

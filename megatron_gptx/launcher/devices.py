@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,11 +27,12 @@ def place(config: Config) -> Placement:
     Raises:
         ConfigError: the configuration asks for more devices than there are.
     """
+    if config.launch.hostfile is not None:
+        return _place_on_hosts(config, Path(config.launch.hostfile))
     stages, wanted = config.parallel.pipeline_stages, config.parallel.data_replicas
     needed = stages * (wanted or 1)
-    slots = _hostfile_slots(Path(config.launch.hostfile)) if config.launch.hostfile else None
     device = config.launch.device
-    available = count_gpus() if slots is None and device != "cpu" else slots or 0
+    available = count_gpus() if device != "cpu" else 0
     if device == "auto":
         device = "cuda" if available >= needed else "cpu"
     if device == "cuda" and available < needed:
@@ -43,9 +45,47 @@ def place(config: Config) -> Placement:
     return Placement(device, replicas, stages * replicas)
 
 
+def check_precision(config: Config, placement: Placement) -> None:
+    """Raise ConfigError where the chosen devices cannot train in the configured precision."""
+    if placement.device == "cpu" and config.precision == "fp16":
+        raise ConfigError(
+            "precision fp16 trains on GPUs only, and this run would use the CPU "
+            f"({count_gpus()} GPUs here); set precision to bf16 or fp32"
+        )
+
+
+def _place_on_hosts(config: Config, hostfile: Path) -> Placement:
+    slots = _hostfile_slots(hostfile)
+    if config.launch.device == "cpu":
+        raise ConfigError(
+            "launch.device is cpu, but launch.hostfile is set: DeepSpeed's runner starts ranks of "
+            "other nodes on GPUs; remove one of the two"
+        )
+    stages = config.parallel.pipeline_stages
+    replicas = config.parallel.data_replicas or max(1, slots // stages)
+    if slots != stages * replicas:
+        raise ConfigError(
+            f"{hostfile} has {slots} slots, and DeepSpeed's runner starts a rank in each, but "
+            f"parallel asks for {stages * replicas} ranks ({stages} pipeline stages x {replicas} "
+            "replicas); change the slots or parallel"
+        )
+    return Placement("cuda", replicas, slots)
+
+
 def local_device(config: Config) -> str:
-    """Return the device of a script that runs as one process on this machine."""
-    return "cuda" if config.launch.device != "cpu" and count_gpus() else "cpu"
+    """Return the device of a script that runs as one process on this machine.
+
+    Raises:
+        ConfigError: the configuration insists on a GPU, and there is none.
+    """
+    if config.launch.device == "cpu":
+        return "cpu"
+    available = count_gpus()
+    if config.launch.device == "cuda" and not available:
+        raise ConfigError(
+            "launch.device is cuda, but this machine has no GPU; use launch.device: cpu"
+        )
+    return "cuda" if available else "cpu"
 
 
 def count_gpus() -> int:
@@ -58,21 +98,26 @@ def count_gpus() -> int:
     except (OSError, subprocess.TimeoutExpired):
         return 0
     found = sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
-    visible = _visible_devices()
-    return found if visible is None else min(found, visible)
+    visible = visible_gpus()
+    return found if visible is None else min(found, len(visible))
 
 
-def _visible_devices() -> int | None:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return None if visible is None else len([part for part in visible.split(",") if part.strip()])
+def visible_gpus() -> list[str] | None:
+    """Return the names in CUDA_VISIBLE_DEVICES, or None where it is not set."""
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if variable is None:
+        return None
+    names = [name.strip() for name in variable.split(",")]
+    # CUDA stops at the first name of no device; -1 is the usual way to hide them all.
+    return list(takewhile(lambda name: name and not name.startswith("-"), names))
 
 
 def _hostfile_slots(path: Path) -> int:
     try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise UserError(f"launch.hostfile {path} cannot be read: {error.strerror}") from None
-    slots = 0
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"launch.hostfile {path} cannot be read: {error}") from None
+    slots: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         text = line.split("#")[0].strip()
         if not text:
@@ -82,7 +127,9 @@ def _hostfile_slots(path: Path) -> int:
             raise UserError(
                 f"{path}:{number}: expected a line such as 'node1 slots=8', got {text!r}"
             )
-        slots += int(match["slots"])
+        if match["name"] in slots:
+            raise UserError(f"{path}:{number}: {match['name']} is listed before; join its slots")
+        slots[match["name"]] = int(match["slots"])
     if not slots:
         raise UserError(f"{path}: no hosts; expected lines such as 'node1 slots=8'")
-    return slots
+    return sum(slots.values())

@@ -1,9 +1,12 @@
 """./deepy.py SCRIPT CONFIG [CONFIG ...] [--set section.key=value ...] [--dry-run] [ARGUMENT ...]"""
 
 import argparse
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from megatron_gptx.config.errors import ConfigError, UserError
 from megatron_gptx.config.load import load, load_with_sources
@@ -11,8 +14,14 @@ from megatron_gptx.config.schema import Config
 from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.costs.plan import make_plan
 from megatron_gptx.data.check import check_datasets
-from megatron_gptx.launcher.command import SINGLE_PROCESS, environment, launch_command
-from megatron_gptx.launcher.devices import Placement, place
+from megatron_gptx.distributed.log import failure_marker
+from megatron_gptx.launcher.command import (
+    SINGLE_PROCESS,
+    WITHOUT_ARGUMENTS,
+    environment,
+    launch_command,
+)
+from megatron_gptx.launcher.devices import Placement, check_precision, local_device, place
 from megatron_gptx.launcher.run import explain, run
 
 USAGE = """\
@@ -22,6 +31,7 @@ usage: ./deepy.py SCRIPT CONFIG [CONFIG ...] [--set section.key=value ...] [--dr
   ./deepy.py train.py configs/1B.yml             train on the devices there are
   ./deepy.py train.py configs/1B.yml --dry-run   only check the configuration and print the plan
   ./deepy.py generate.py configs/1B.yml --prompt "def main("
+  ./deepy.py generate.py --help                  the arguments of a script
   ./deepy.py evaluate.py configs/1B.yml          validation loss of the newest checkpoint
   ./deepy.py show configs/1B.yml                 every option, and where its value comes from
 
@@ -45,37 +55,58 @@ def main(argv: Sequence[str], root: Path) -> int:
 
 
 def _main(argv: Sequence[str], root: Path) -> int:
-    script, paths, options, arguments = _parse(argv)
+    script, *rest = argv
+    worker = root / script
+    if script != "show" and not worker.is_file():
+        raise UserError(f"{script}: no such script in {root}; see ./deepy.py --help")
+    if {"-h", "--help"} & set(rest):
+        return _help(script, worker)
+    paths, options, arguments = _parse(rest)
+    if arguments and script in ("show", *WITHOUT_ARGUMENTS):
+        raise UserError(f"{script} does not know {shlex.join(arguments)}; see ./deepy.py --help")
     if script == "show":
         _show(paths, options.set)
         return 0
-    worker = root / script
-    if not worker.is_file():
-        raise UserError(f"{script}: no such script in {root}; see ./deepy.py --help")
-    config, placement = resolve(load(paths, options.set))
+    config = load(paths, options.set)
     if script in SINGLE_PROCESS:
-        return run(
-            launch_command(config, placement, worker, arguments),
-            environment=environment(placement._replace(ranks=1)),
-            folder=Path.cwd(),
-        )
+        alone = Placement(local_device(config), replicas=1, ranks=1)
+        if options.dry_run:
+            sys.stdout.write(f"{make_plan(config).table()}\n")
+            return 0
+        status = _start(config, alone, worker, arguments)
+        explain(status)
+        return status
+    config, placement = resolve(config)
     sys.stdout.write(f"{make_plan(config).table()}\n")
     if options.dry_run:
         return 0
+    check_precision(config, placement)
     check_datasets(config)
-    logs = Path(config.output.run_dir) / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    (logs / ".failed").unlink(missing_ok=True)
+    logs = _prepare_logs(config)
     where = "one process per GPU" if placement.device == "cuda" else "CPU processes"
     sys.stdout.write(f"\nstarting {placement.ranks} ranks ({where}); their logs: {logs}\n")
     sys.stdout.flush()
-    status = run(
+    status = _start(config, placement, worker, arguments)
+    explain(status, logs)
+    return status
+
+
+def _start(config: Config, placement: Placement, worker: Path, arguments: Sequence[str]) -> int:
+    return run(
         launch_command(config, placement, worker, arguments),
         environment=environment(placement),
         folder=Path.cwd(),
     )
-    explain(status, logs)
-    return status
+
+
+def _prepare_logs(config: Config) -> Path:
+    logs = Path(config.output.run_dir) / "logs"
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        failure_marker(Path(config.output.run_dir)).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"output.run_dir {config.output.run_dir} cannot be used: {error}") from None
+    return logs
 
 
 def resolve(config: Config) -> tuple[Config, Placement]:
@@ -92,20 +123,30 @@ def resolve(config: Config) -> tuple[Config, Placement]:
     return config, placement
 
 
-def _parse(
-    argv: Sequence[str],
-) -> tuple[str, list[Path], argparse.Namespace, list[str]]:
-    script, *rest = argv
-    paths = []
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see ./deepy.py --help")
+
+
+def _help(script: str, worker: Path) -> int:
+    if script not in SINGLE_PROCESS:
+        sys.stdout.write(USAGE)
+        return 0
+    command = [sys.executable, str(worker), "--help"]
+    return run(command, environment=dict(os.environ), folder=Path.cwd())
+
+
+def _parse(argv: Sequence[str]) -> tuple[list[Path], argparse.Namespace, list[str]]:
+    rest, paths = list(argv), []
     while rest and not rest[0].startswith("-"):
         paths.append(Path(rest.pop(0)))
     if not paths:
         raise UserError(f"no configuration given\n\n{USAGE}")
-    parser = argparse.ArgumentParser(usage=USAGE, allow_abbrev=False, add_help=False)
+    parser = _Parser(allow_abbrev=False, add_help=False)
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value")
     parser.add_argument("--dry-run", action="store_true")
     options, arguments = parser.parse_known_args(rest)
-    return script, paths, options, arguments
+    return paths, options, arguments
 
 
 def _show(paths: Sequence[Path], overrides: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """Starting the ranks, passing signals on, and reporting how they ended."""
 
-import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -8,30 +8,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-PR_SET_PDEATHSIG = 1
+from megatron_gptx.distributed.lifetime import end_with_parent
 
 
 def run(command: Sequence[str], *, environment: dict[str, str], folder: Path) -> int:
     """Run a command until it ends and return its exit status, 128 + N for signal N.
 
-    SIGTERM is passed on; SIGINT reaches the whole terminal group by itself. If this process dies,
-    the command is told to end.
+    SIGINT and SIGTERM end the command, and the status then says so. If this process dies, the
+    command is told to end.
     """
-    child = subprocess.Popen(
-        list(command), env=environment, cwd=folder, preexec_fn=_end_with_parent
-    )
+    parent = os.getpid()
+    received: list[int] = []
 
-    def forward(signum: int, _: FrameType | None) -> None:
-        child.send_signal(signum)
+    def prepare() -> None:
+        # A terminal sends SIGINT to every process in it, and Python answers with a traceback each.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        end_with_parent(signal.SIGTERM, parent=parent)
 
-    signal.signal(signal.SIGTERM, forward)
-    while True:
-        try:
-            status = child.wait()
-            break
-        except KeyboardInterrupt:
-            continue
-    return status_of(status)
+    def end(signum: int, _: FrameType | None) -> None:
+        received.append(signum)
+        child.terminate()
+
+    child = subprocess.Popen(list(command), env=environment, cwd=folder, preexec_fn=prepare)
+    previous = {signum: signal.signal(signum, end) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        status = child.wait()
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+    return 128 + received[0] if received and status else status_of(status)
 
 
 def status_of(returncode: int) -> int:
@@ -41,13 +46,14 @@ def status_of(returncode: int) -> int:
     return 128 + 256 - returncode if returncode > 192 else returncode
 
 
-def explain(status: int, logs: Path) -> None:
-    """Say what a status above 128 means; any other failure has been explained by its rank."""
-    if status > 128 and status != 128 + signal.SIGINT:
+def explain(status: int, logs: Path | None = None) -> None:
+    """Say what a status above 128 means; any other failure has been explained by its process."""
+    if status <= 128 or status == 128 + signal.SIGINT:
+        return
+    try:
         name = signal.Signals(status - 128).name
-        hint = "; the machine may have run out of memory" if name == "SIGKILL" else ""
-        sys.stderr.write(f"error: a rank was ended by {name}{hint} (logs: {logs})\n")
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    except ValueError:
+        name = f"signal {status - 128}"
+    hint = "; the machine may have run out of memory" if name == "SIGKILL" else ""
+    where = f" (logs: {logs})" if logs else ""
+    sys.stderr.write(f"error: a process of this run was ended by {name}{hint}{where}\n")

@@ -1,0 +1,211 @@
+"""Checkpoints on disk: which one is used, and how damage is found."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_gptx.checkpoint.layout import (
+    CheckpointError,
+    checkpoints,
+    checksum,
+    damage,
+    newest,
+    read,
+    step_name,
+    write_synced,
+)
+
+
+def write_checkpoint(run_dir: Path, step: int) -> Path:
+    """Write a checkpoint of one file, as small as the format allows."""
+    folder = run_dir / "checkpoints" / step_name(step)
+    (folder / "weights").mkdir(parents=True)
+    file = folder / "weights" / "a.bin"
+    file.write_bytes(b"the weights")
+    manifest = {
+        "format": 1,
+        "state": {"step": step, "samples": 8 * step, "tokens": 256 * step},
+        "layout": {},
+        "config": {"model": {}},
+        "files": {"weights/a.bin": {"bytes": 11, "sha256": checksum(file)}},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return read(write_checkpoint(tmp_path, 3))
+
+
+def test_a_run_without_checkpoints_has_no_newest_one(tmp_path):
+    assert newest(tmp_path) is None
+
+
+def test_the_newest_checkpoint_is_the_one_that_latest_names(tmp_path):
+    for step in (2, 3, 4):
+        write_checkpoint(tmp_path, step)
+    (tmp_path / "checkpoints" / "latest").write_text("step-00000003\n")
+    found = newest(tmp_path)
+    assert found is not None
+    assert found.step == 3
+
+
+def test_a_missing_latest_beside_checkpoints_is_a_question_to_the_user(tmp_path):
+    write_checkpoint(tmp_path, 3)
+    with pytest.raises(CheckpointError, match="holds step-00000003 but no file 'latest'; write"):
+        newest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../other",
+        "/etc",
+        "",
+        "step-3",
+        "step-00000009",
+        "step-00000003/..",
+        "step-00000003.partial",
+    ],
+)
+def test_latest_can_only_name_a_checkpoint_beside_it(tmp_path, name):
+    write_checkpoint(tmp_path, 3)
+    write_checkpoint(tmp_path / "checkpoints" / "other", 3)
+    (tmp_path / "checkpoints" / "latest").write_text(name)
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*; there are: step-00000003$"):
+        newest(tmp_path)
+
+
+def test_an_unreadable_latest_is_named(tmp_path):
+    write_checkpoint(tmp_path, 3)
+    pointer = tmp_path / "checkpoints" / "latest"
+    pointer.write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match=r"latest cannot be read"):
+        newest(tmp_path)
+    pointer.unlink()
+    pointer.mkdir()
+    with pytest.raises(CheckpointError, match=r"latest cannot be read"):
+        newest(tmp_path)
+
+
+def test_checkpoints_are_ordered_by_step_and_nothing_else_counts(tmp_path):
+    for step in (100_000_000, 99_999_999, 3):
+        write_checkpoint(tmp_path, step)
+    folder = tmp_path / "checkpoints"
+    (folder / "step-00000030.partial").mkdir()
+    (folder / "step-final").mkdir()
+    (folder / "step-00000040").touch()
+    names = [path.name for path in checkpoints(folder)]
+    assert names == ["step-00000003", "step-99999999", "step-100000000"]
+
+
+MANIFESTS = {
+    "nothing": b"",
+    "half of it": b'{"format": 1, "sta',
+    "no text": b"\xff\xfe\x00",
+    "nested without end": b"[" * 100_000,
+    "null": b"null",
+    "a list": b"[]",
+    "a number": b"1",
+    "an empty object": b"{}",
+    "only a format": b'{"format": 1}',
+}
+CHANGES = {
+    "a state that is no object": ("state", None),
+    "a state without a step": ("state", {}),
+    "a step that is no number": ("state", {"step": "3"}),
+    "a negative step": ("state", {"step": -3}),
+    "a list of files": ("files", ["weights/a.bin"]),
+    "a file without a checksum": ("files", {"weights/a.bin": {"bytes": 11}}),
+    "a file that is a number": ("files", {"weights/a.bin": 11}),
+    "no model": ("config", {}),
+    "a model that is a list": ("config", {"model": []}),
+    "a layout that is a list": ("layout", []),
+}
+
+
+@pytest.mark.parametrize("content", MANIFESTS)
+def test_a_file_that_is_no_manifest_is_named(tmp_path, content):
+    folder = write_checkpoint(tmp_path, 3)
+    (folder / "manifest.json").write_bytes(MANIFESTS[content])
+    with pytest.raises(CheckpointError, match=r"step-00000003/manifest.json "):
+        read(folder)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_manifest_that_holds_other_things_is_damaged(checkpoint, change):
+    key, value = CHANGES[change]
+    path = checkpoint.path / "manifest.json"
+    path.write_text(json.dumps({**checkpoint.manifest, key: value}))
+    with pytest.raises(CheckpointError, match=r"manifest.json is damaged"):
+        read(checkpoint.path)
+
+
+def test_a_missing_manifest_is_named(checkpoint):
+    (checkpoint.path / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"manifest.json cannot be read"):
+        read(checkpoint.path)
+
+
+def test_another_format_is_named_with_the_one_that_is_read(checkpoint):
+    path = checkpoint.path / "manifest.json"
+    path.write_text(json.dumps({**checkpoint.manifest, "format": 2}))
+    with pytest.raises(CheckpointError, match=r"has format 2, this version reads 1"):
+        read(checkpoint.path)
+
+
+def test_whole_files_are_intact(checkpoint):
+    assert damage(checkpoint, ["weights/a.bin"]) is None
+
+
+def test_a_missing_file_is_found(checkpoint):
+    (checkpoint.path / "weights" / "a.bin").unlink()
+    assert damage(checkpoint, ["weights/a.bin"]) == f"{checkpoint.path}/weights/a.bin is missing"
+
+
+def test_a_file_of_another_size_is_found(checkpoint):
+    (checkpoint.path / "weights" / "a.bin").write_bytes(b"the weight")
+    problem = damage(checkpoint, ["weights/a.bin"])
+    assert problem == f"{checkpoint.path}/weights/a.bin has 10 bytes, the manifest says 11"
+
+
+def test_one_changed_byte_is_found(checkpoint):
+    (checkpoint.path / "weights" / "a.bin").write_bytes(b"the Weights")
+    problem = damage(checkpoint, ["weights/a.bin"])
+    assert problem is not None
+    assert problem.endswith("(its checksum differs)")
+
+
+def test_a_file_that_the_manifest_does_not_list_is_not_trusted(checkpoint):
+    (checkpoint.path / "weights" / "b.bin").touch()
+    problem = damage(checkpoint, ["weights/b.bin"])
+    assert problem == f"{checkpoint.path}/weights/b.bin is not in the manifest"
+
+
+@pytest.mark.parametrize("name", ["../../secret", "weights/../../../secret", "link", "{absolute}"])
+def test_a_path_in_the_manifest_cannot_leave_the_checkpoint(tmp_path, checkpoint, name):
+    secret = tmp_path / "secret"
+    secret.write_text("the weights")
+    (checkpoint.path / "link").symlink_to(secret)
+    name = name.format(absolute=secret)
+    checkpoint.manifest["files"] = {name: {"bytes": 11, "sha256": checksum(secret)}}
+    assert damage(checkpoint, [name]) == f"{name} lies outside {checkpoint.path}"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000], ids=["a zero byte", "too long"])
+def test_an_impossible_path_in_the_manifest_is_damage(checkpoint, name):
+    checkpoint.manifest["files"] = {name: {"bytes": 11, "sha256": ""}}
+    assert damage(checkpoint, [name]) is not None
+
+
+def test_a_replaced_file_is_never_half_of_each(tmp_path):
+    path = tmp_path / "latest"
+    write_synced(path, "a long first content\n")
+    reader = path.open()
+    write_synced(path, "short\n")
+    assert reader.read() == "a long first content\n"
+    assert path.read_text() == "short\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["latest"]
+    reader.close()

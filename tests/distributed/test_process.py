@@ -1,0 +1,143 @@
+"""Ranks that end well, and ranks that fail in every way: what people see, and what is left."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from megatron_gptx.distributed.log import first_to_fail
+from tests.runs import start_ranks
+
+
+class Outcome:
+    """How the ranks of a launch ended, and what they left."""
+
+    def __init__(self, run_dir: Path, work: str) -> None:
+        screen = run_dir / "screen"
+        self.statuses = start_ranks(join_and_do, 2, run_dir, work, screen=screen)
+        self.screen = screen.read_text()
+        self.logs = [(run_dir / "logs" / f"rank-{rank}.log").read_text() for rank in range(2)]
+
+
+def join_and_do(run_dir: Path, work: str) -> None:
+    """Run a piece of work, named below, as this rank."""
+    from megatron_gptx.distributed import process
+
+    process.run_worker(globals()[work], run_dir=run_dir, timeout_seconds=30)
+
+
+def talk(process) -> None:
+    sys.stdout.write(f"rank {process.rank} of {process.world_size} prints\n")
+    subprocess.run(["echo", "its child prints"], check=True)
+    if process.rank == 0:
+        process.console.write("a word to people\n")
+
+
+def meet_the_same_mistake(process) -> None:
+    from megatron_gptx.config.errors import UserError
+
+    raise UserError("the file is not there; make it")
+
+
+def one_makes_a_mistake(process) -> None:
+    if process.rank == 1:
+        meet_the_same_mistake(process)
+    wait_for_peers(process)
+
+
+def one_breaks(process) -> None:
+    if process.rank == 1:
+        raise ValueError("that was unexpected")
+    wait_for_peers(process)
+
+
+def one_is_killed(process) -> None:
+    if process.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    wait_for_peers(process)
+
+
+def one_is_killed_and_nobody_tells(process) -> None:
+    """Rank 1 vanishes with status 0, so that nothing ends rank 0."""
+    from megatron_gptx.distributed import process as module
+
+    module.GRACE_SECONDS = 0.1
+    if process.rank == 1:
+        os._exit(0)
+    wait_for_peers(process)
+
+
+def interrupted(process) -> None:
+    raise KeyboardInterrupt
+
+
+def wait_for_peers(process) -> None:
+    import torch.distributed as dist
+
+    dist.barrier()
+
+
+def ends(statuses: list[int | None], status: int) -> bool:
+    """Tell whether ranks ended with a status; on a busy machine a late one is ended by another."""
+    return status in statuses and set(statuses) <= {status, -signal.SIGTERM}
+
+
+def test_ranks_that_do_their_work_leave_with_status_0_and_a_log_each(tmp_path):
+    outcome = Outcome(tmp_path, "talk")
+    assert outcome.statuses == [0, 0]
+    assert outcome.screen == "a word to people\n"
+    for rank, log in enumerate(outcome.logs):
+        assert f"rank {rank} of 2 prints" in log
+        assert "its child prints" in log
+
+
+def test_a_mistake_that_all_ranks_meet_is_shown_once(tmp_path):
+    outcome = Outcome(tmp_path, "meet_the_same_mistake")
+    assert ends(outcome.statuses, 2)
+    assert outcome.screen.count("the file is not there; make it") == 1
+    assert "Traceback" not in outcome.screen
+
+
+def test_a_mistake_that_one_rank_meets_is_all_that_is_shown(tmp_path):
+    outcome = Outcome(tmp_path, "one_makes_a_mistake")
+    assert outcome.statuses == [-signal.SIGTERM, 2]
+    assert outcome.screen == "\nerror on rank 1: the file is not there; make it\n"
+
+
+def test_an_internal_error_is_named_with_the_place_of_its_traceback(tmp_path):
+    outcome = Outcome(tmp_path, "one_breaks")
+    assert outcome.statuses == [-signal.SIGTERM, 1]
+    log = tmp_path / "logs" / "rank-1.log"
+    assert outcome.screen == (
+        f"\nerror on rank 1 (traceback in {log}): ValueError: that was unexpected\n"
+    )
+    assert "Traceback" in outcome.logs[1]
+
+
+def test_the_peer_of_a_killed_rank_leaves_the_explanation_to_the_launcher(tmp_path):
+    outcome = Outcome(tmp_path, "one_is_killed")
+    assert outcome.statuses == [-signal.SIGTERM, -signal.SIGKILL]
+    assert outcome.screen == ""
+    assert "Traceback" in outcome.logs[0]
+
+
+def test_the_peer_of_a_rank_that_vanished_says_so_in_the_end(tmp_path):
+    outcome = Outcome(tmp_path, "one_is_killed_and_nobody_tells")
+    assert outcome.statuses == [1, 0]
+    assert outcome.screen.count("error on rank 0 (traceback in ") == 1
+
+
+def test_an_interrupted_rank_leaves_without_a_word(tmp_path):
+    outcome = Outcome(tmp_path, "interrupted")
+    assert ends(outcome.statuses, 130)
+    assert outcome.screen == ""
+
+
+def test_only_one_rank_is_the_first_to_fail(tmp_path):
+    (tmp_path / "logs").mkdir()
+    assert [first_to_fail(tmp_path) for _ in range(3)] == [True, False, False]
+
+
+def test_a_rank_that_cannot_leave_a_mark_speaks_up(tmp_path):
+    assert first_to_fail(tmp_path / "nowhere")

@@ -1,0 +1,253 @@
+"""What a person sees and keeps who types `./deepy.py`, and what is left when things go wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from megatron_gptx.config.load import load
+from megatron_gptx.config.yaml_writer import dump
+from tests.runs import tiny_config, write_corpus
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED_MEMORY = Path("/dev/shm")
+MARK = "GPTX_TEST_RUN"
+
+
+class Launch(NamedTuple):
+    """A finished launch."""
+
+    status: int
+    shown: str
+    said: str
+
+
+class Place:
+    """A folder with data and a configuration, in which launches can be told from other programs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.mark = folder, uuid.uuid4().hex
+        write_corpus(folder)
+        config = tiny_config(folder, folder / "run", parallel__pipeline_stages=2, training__steps=3)
+        self.config_file = folder / "tiny.yml"
+        self.config_file.write_text(dump(config))
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "deepy.py"), *words],
+            cwd=self.folder,
+            env={**os.environ, MARK: self.mark},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def launch(self, script: str, *words: str) -> Launch:
+        process = self.start(script, "tiny.yml", *words)
+        shown, said = process.communicate(timeout=120)
+        return Launch(process.returncode, shown, said)
+
+    def processes(self, variable: str = "") -> list[int]:
+        """Return the living processes of all launches, or those with a variable set as given."""
+        wanted = {f"{MARK}={self.mark}".encode(), variable.encode()} - {b""}
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                variables = (folder / "environ").read_bytes().split(b"\0")
+                state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if wanted <= set(variables) and state != "Z":
+                found.append(int(folder.name))
+        return found
+
+    def is_empty(self) -> bool:
+        return not self.processes()
+
+
+def wait_for(condition: Callable[[], object], *, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def has_rows(metrics: Path) -> Callable[[], bool]:
+    return lambda: metrics.exists() and metrics.stat().st_size > 0
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Iterator[Place]:
+    place = Place(tmp_path_factory.mktemp("place"))
+    yield place
+    for pid in place.processes():
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def launches(place) -> list[Launch]:
+    """Train, and resume for a step more, several launches in a row.
+
+    GPTX_LAUNCHES says how many, at least two; three without it, for each takes seconds.
+    """
+    count = max(2, int(os.environ.get("GPTX_LAUNCHES", "3")))
+    before = set(SHARED_MEMORY.iterdir())
+    done = [
+        place.launch("train.py", "--set", f"training.steps={3 + number}") for number in range(count)
+    ]
+    left = set(SHARED_MEMORY.iterdir()) - before
+    assert left == set(), f"after {count} launches"
+    assert place.is_empty()
+    return done
+
+
+def test_launches_in_a_row_leave_no_process_and_no_shared_memory(launches):
+    assert [launch.status for launch in launches] == [0] * len(launches)
+    assert [launch.said for launch in launches] == [""] * len(launches)
+
+
+def test_a_launch_shows_the_plan_the_progress_and_nothing_of_deepspeeds(launches, place):
+    shown = launches[0].shown
+    assert "2 stages x 1 replica = 2 processes" in shown
+    assert "starting 2 ranks (CPU processes); their logs: " in shown
+    assert "step 3/3  loss " in shown
+    assert f"step 3: saved {place.folder}/run/checkpoints/step-00000003" in shown
+    for chatter in ("[INFO]", "[WARNING]", "topology", "deepspeed.launcher", "Warning:"):
+        assert chatter not in shown
+    assert "topology" in (place.folder / "run" / "logs" / "rank-0.log").read_text()
+
+
+def test_a_launch_after_the_first_resumes(launches):
+    assert "resumed at step 3" in launches[1].shown
+
+
+def test_the_run_folder_holds_all_that_is_needed_to_understand_the_run(launches, place):
+    run = place.folder / "run"
+    last = 2 + len(launches)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, last + 1))
+    assert (run / "checkpoints" / "latest").read_text() == f"step-{last:08d}\n"
+    assert {path.name for path in (run / "logs").iterdir()} == {"rank-0.log", "rank-1.log"}
+    written = load([run / "config.yml"])
+    meant = load([place.config_file], [f"training.steps={last}"])
+    assert written == meant
+
+
+def test_a_mistake_that_ranks_find_is_one_message_though_one_failed_before(launches, place):
+    (place.folder / "run" / "logs" / ".failed").touch()
+    launch = place.launch("train.py", "--set", "model.hidden_size=64")
+    assert launch.status == 2
+    both = launch.shown + launch.said
+    assert both.count("model.hidden_size: 32 in the checkpoint, 64 in the configuration") == 1
+    assert both.count("error") == 1
+    assert "Traceback" not in both
+    assert place.is_empty()
+
+
+MISTAKES = {
+    "a misspelt option": (
+        ["train.py", "--set", "model.hiden_size=3"],
+        "model.hiden_size: unknown key; did you mean 'hidden_size'?",
+    ),
+    "a missing dataset": (
+        ["train.py", "--set", "data.train=nowhere"],
+        "nowhere.idx: no such file",
+    ),
+    "generation without a tokenizer": (
+        ["generate.py", "--prompt", "two words"],
+        "data.tokenizer is not set",
+    ),
+    "evaluation without a checkpoint": (
+        ["evaluate.py", "--set", "output.run_dir=empty"],
+        "empty holds no checkpoint yet",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_message_and_nothing_else(place, mistake):
+    (script, *words), message = MISTAKES[mistake]
+    launch = place.launch(script, *words)
+    assert (launch.status, launch.shown.count("starting")) == (2, 0)
+    assert launch.said.count(message) == 1
+    assert "Traceback" not in launch.said
+
+
+def test_without_words_there_is_help(place):
+    process = place.start()
+    shown, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (2, "")
+    assert shown.startswith("usage: ./deepy.py SCRIPT CONFIG")
+
+
+@pytest.fixture
+def endless(place, tmp_path) -> Callable[[], tuple[subprocess.Popen[str], Path]]:
+    """Start a run that only ends when it is made to; return it and its folder."""
+
+    def endless() -> tuple[subprocess.Popen[str], Path]:
+        run_dir = tmp_path / "run"
+        words = [f"output.run_dir={run_dir}", "training.steps=1000000"]
+        options = [part for word in words for part in ("--set", word)]
+        return place.start("train.py", "tiny.yml", *options), run_dir
+
+    return endless
+
+
+def test_a_killed_rank_ends_the_run_with_one_message(place, endless):
+    process, run_dir = endless()
+    wait_for(has_rows(run_dir / "metrics.jsonl"))
+    (rank,) = place.processes("RANK=1")
+    os.kill(rank, signal.SIGKILL)
+    shown, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert said == (
+        "error: a process of this run was ended by SIGKILL; the machine may have run out of "
+        f"memory (logs: {run_dir}/logs)\n"
+    )
+    assert "error" not in shown
+    assert place.is_empty()
+
+
+def test_a_terminated_launcher_ends_the_ranks_and_says_so(place, endless):
+    process, run_dir = endless()
+    wait_for(has_rows(run_dir / "metrics.jsonl"))
+    process.terminate()
+    shown, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said.startswith("error: a process of this run was ended by SIGTERM")
+    assert "Traceback" not in shown + said
+    assert place.is_empty()
+
+
+@pytest.mark.parametrize("moment", ["deepspeed's launcher starts", "ranks start", "ranks have met"])
+def test_a_killed_launcher_leaves_no_process(place, endless, moment):
+    process, run_dir = endless()
+    wait_for(
+        {
+            "deepspeed's launcher starts": lambda: len(place.processes()) == 2,
+            "ranks start": lambda: place.processes("RANK=1"),
+            "ranks have met": (run_dir / "logs" / "rank-1.log").exists,
+        }[moment]
+    )
+    process.kill()
+    process.communicate(timeout=60)
+    wait_for(place.is_empty)
+
+
+def test_a_killed_deepspeed_launcher_leaves_no_process(place, endless):
+    process, run_dir = endless()
+    wait_for((run_dir / "logs" / "rank-1.log").exists)
+    (launcher,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(launcher), signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert said.count("ended by SIGKILL") == 1
+    wait_for(place.is_empty)

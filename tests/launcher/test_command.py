@@ -1,0 +1,122 @@
+"""The command lines that start ranks, and the configuration that travels in them."""
+
+import base64
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_gptx.launcher.command import decode, encode, environment, launch_command
+from megatron_gptx.launcher.devices import Placement
+from tests.runs import tiny_config
+
+CPU = Placement("cpu", replicas=1, ranks=2)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny_config(tmp_path, tmp_path / "run 'with' $(odd) names", model__dropout=0.1)
+
+
+def world_of(command: list[str]) -> dict[str, list[int | str]]:
+    (word,) = [word for word in command if word.startswith("--world_info=")]
+    return json.loads(base64.urlsafe_b64decode(word.partition("=")[2]))
+
+
+def test_a_configuration_survives_the_journey_to_a_rank(config):
+    assert decode(encode(config)) == config
+
+
+def test_a_packed_configuration_is_one_word_that_no_shell_touches(config):
+    word = encode(config)
+    assert shlex.quote(word) == word
+
+
+def test_one_node_is_started_without_a_runner(config):
+    command = launch_command(config, CPU, Path("train.py"), [])
+    assert command[1:3] == ["-m", "deepspeed.launcher.launch"]
+    assert world_of(command) == {"localhost": [0, 1]}
+    assert command[command.index("train.py") :] == ["train.py", "--config", encode(config)]
+
+
+def test_two_launches_take_different_free_ports(config):
+    ports = {
+        next(word for word in launch_command(config, CPU, Path("train.py"), []) if "_port" in word)
+        for _ in range(2)
+    }
+    assert len(ports) == 2
+
+
+def test_a_given_port_is_used(tmp_path):
+    config = tiny_config(tmp_path, tmp_path, launch__master_port=29511)
+    assert "--master_port=29511" in launch_command(config, CPU, Path("train.py"), [])
+
+
+def test_ranks_get_the_gpus_that_were_visible_to_the_launcher(config, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-8f2a,5")
+    command = launch_command(config, Placement("cuda", 1, 2), Path("train.py"), [])
+    assert world_of(command) == {"localhost": ["3", "GPU-8f2a"]}
+
+
+def test_ranks_get_the_first_gpus_where_all_are_visible(config, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    command = launch_command(config, Placement("cuda", 1, 2), Path("train.py"), [])
+    assert world_of(command) == {"localhost": [0, 1]}
+
+
+def test_hosts_are_started_by_deepspeeds_runner(tmp_path):
+    config = tiny_config(
+        tmp_path,
+        tmp_path,
+        launch__hostfile="hosts",
+        launch__launcher="slurm",
+        launch__launcher_args="--partition gpu --exclusive",
+    )
+    command = launch_command(config, Placement("cuda", 1, 2), Path("train.py"), [])
+    assert command[1:3] == ["-m", "deepspeed.launcher.runner"]
+    for option, value in {
+        "--hostfile": "hosts",
+        "--launcher": "slurm",
+        "--launcher_args": "--partition gpu --exclusive",
+    }.items():
+        assert command[command.index(option) + 1] == value
+
+
+def test_arguments_cross_a_remote_shell_unharmed(tmp_path):
+    config = tiny_config(tmp_path, tmp_path, launch__hostfile="hosts")
+    hostile = ["--note", "two words; $(touch harm) `id` 'x' \"y\" & | > *"]
+    command = launch_command(config, Placement("cuda", 1, 2), Path("other.py"), hostile)
+    remote = " ".join(command[command.index("other.py") + 1 :])
+    show = [sys.executable, "-c", "import json, sys; print(json.dumps(sys.argv[1:]))"]
+    line = f"{shlex.join(show)} {remote}"
+    shown = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True)
+    assert json.loads(shown.stdout) == ["--config", encode(config), *hostile]
+
+
+@pytest.mark.parametrize("script", ["generate.py", "evaluate.py"])
+def test_generation_and_evaluation_run_as_one_process(config, script):
+    command = launch_command(config, CPU, Path(script), ["--prompt", "two words"])
+    assert command == [
+        *(sys.executable, script, "--config", encode(config)),
+        *("--prompt", "two words"),
+    ]
+
+
+def test_ranks_on_the_cpu_are_told_so_and_share_its_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    variables = environment(Placement("cpu", replicas=1, ranks=10_000))
+    assert variables["DS_ACCELERATOR"] == "cpu"
+    assert variables["OMP_NUM_THREADS"] == "1"
+
+
+def test_a_chosen_number_of_threads_is_kept(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert environment(CPU)["OMP_NUM_THREADS"] == "7"
+
+
+def test_ranks_on_gpus_keep_the_environment(monkeypatch):
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    assert "DS_ACCELERATOR" not in environment(Placement("cuda", replicas=1, ranks=2))

@@ -1,0 +1,152 @@
+"""What a command line of the launcher does."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_gptx.config.yaml_writer import dump
+from megatron_gptx.launcher.command import decode
+from megatron_gptx.launcher.main import USAGE, main
+from tests.runs import tiny_config, write_corpus
+
+# Scripts that leave a note of having been started, with their arguments.
+NOTE = """
+import json, pathlib, sys
+pathlib.Path(__file__).with_suffix(".started").write_text(json.dumps(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """Make a folder with scripts and a configuration, and go there."""
+    write_corpus(tmp_path)
+    for script in ("train.py", "generate.py"):
+        (tmp_path / script).write_text(NOTE)
+    config = tiny_config(tmp_path, tmp_path / "run", parallel__pipeline_stages=2)
+    (tmp_path / "tiny.yml").write_text(dump(config))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def deepy(root, capfd):
+    """Run the launcher and return its status and what it shows."""
+
+    def deepy(*words: str) -> tuple[int, str, str]:
+        status = main(words, root)
+        return status, *capfd.readouterr()
+
+    return deepy
+
+
+def started(root: Path) -> list[str]:
+    return sorted(path.name for path in root.glob("*.started"))
+
+
+def test_no_words_at_all_show_the_usage_with_status_2(deepy):
+    assert deepy() == (2, USAGE, "")
+
+
+@pytest.mark.parametrize("words", [("--help",), ("-h",), ("train.py", "--help")])
+def test_help_shows_the_usage(deepy, words):
+    assert deepy(*words) == (0, USAGE, "")
+
+
+@pytest.mark.parametrize("words", [("generate.py",), ("generate.py", "tiny.yml")])
+def test_help_about_a_script_comes_from_the_script(deepy, root, words):
+    assert deepy(*words, "--help")[0] == 0
+    assert json.loads((root / "generate.started").read_text()) == ["--help"]
+
+
+def test_arguments_reach_a_script_as_they_are(deepy, root):
+    words = ("--prompt", "two words", "--flag", "--note=a b", "-", "é $(x)")
+    assert deepy("generate.py", "tiny.yml", "--set", "generation.seed=7", *words)[0] == 0
+    option, packed, *arguments = json.loads((root / "generate.started").read_text())
+    assert option == "--config"
+    assert decode(packed).generation.seed == 7
+    assert tuple(arguments) == words
+
+
+def test_overrides_may_follow_a_scripts_arguments(deepy, root):
+    deepy("generate.py", "tiny.yml", "--prompt", "x", "--set", "generation.seed=7")
+    packed = json.loads((root / "generate.started").read_text())[1]
+    assert decode(packed).generation.seed == 7
+
+
+@pytest.mark.parametrize("script", ["train.py", "generate.py"])
+def test_a_dry_run_prints_the_plan_and_starts_nothing(deepy, root, script):
+    status, shown, _ = deepy(script, "tiny.yml", "--dry-run")
+    assert status == 0
+    assert "2 stages x 1 replica" in shown
+    assert started(root) == []
+    assert not (root / "run").exists()
+
+
+def test_show_prints_every_option_and_its_source(deepy, root):
+    (root / "over.yml").write_text("training:\n  steps: 7\n")
+    status, shown, _ = deepy("show", "tiny.yml", "over.yml", "--set", "optimizer.lr=1e-5")
+    assert status == 0
+    lines = shown.splitlines()
+    assert "  steps: 7" in lines
+    assert "# training.steps: over.yml:2" in lines
+    assert "# optimizer.lr: --set" in lines
+    assert any(line.startswith("# model.num_layers: tiny.yml:") for line in lines)
+    assert started(root) == []
+
+
+MISTAKES = {
+    "an unknown script": (["tain.py", "tiny.yml"], "tain.py: no such script"),
+    "no configuration": (["train.py"], "no configuration given"),
+    "a missing configuration": (["train.py", "nowhere.yml"], "nowhere.yml"),
+    "a script's name that is left out": (["tiny.yml"], "no configuration given"),
+    "a configuration after the options": (
+        ["train.py", "tiny.yml", "--dry-run", "over.yml"],
+        "train.py does not know over.yml",
+    ),
+    "a misspelt option": (["train.py", "tiny.yml", "--dryrun"], "train.py does not know --dryrun"),
+    "an option cut short": (["train.py", "tiny.yml", "--dry"], "train.py does not know --dry"),
+    "an override without a value": (["train.py", "tiny.yml", "--set"], "--set: expected one"),
+    "an override of nothing": (
+        ["train.py", "tiny.yml", "--set", "model.layers=3"],
+        "model.layers: unknown key",
+    ),
+    "a word that show does not know": (["show", "tiny.yml", "--all"], "show does not know --all"),
+    "a missing dataset": (
+        ["train.py", "tiny.yml", "--set", "data.train=nowhere"],
+        "nowhere.idx: no such file",
+    ),
+    "ids above the vocabulary": (
+        ["train.py", "tiny.yml", "--set", "model.vocab_size=63"],
+        "train: token id 63 is outside model.vocab_size 63",
+    ),
+    "a run folder that is a file": (
+        ["train.py", "tiny.yml", "--set", "output.run_dir=tiny.yml"],
+        "output.run_dir tiny.yml cannot be used",
+    ),
+    "a GPU that is not there": (
+        ["generate.py", "tiny.yml", "--set", "launch.device=cuda"],
+        "launch.device is cuda, but",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_message_with_status_2_before_anything_starts(
+    deepy, root, monkeypatch, mistake
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    words, message = MISTAKES[mistake]
+    status, _, said = deepy(*words)
+    assert (status, started(root)) == (2, [])
+    assert said.count(message) == 1
+    assert "Traceback" not in said
+
+
+def test_a_truncated_dataset_is_found_before_anything_starts(deepy, root):
+    binary = root / "train.bin"
+    binary.write_bytes(binary.read_bytes()[:-100])
+    status, _, said = deepy("train.py", "tiny.yml")
+    assert (status, started(root)) == (2, [])
+    assert said.count("train.bin") == 1
+    assert "Traceback" not in said
