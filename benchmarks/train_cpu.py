@@ -1,0 +1,202 @@
+"""Measure training on this CPU, in tokens per second, against x-transformers.
+
+Ours is what `train.py` runs: DeepSpeed's pipeline engine with one stage and one rank. Theirs is a
+plain loop with the same switches, sizes, batches, clipping and optimizer. Both take turns in one
+process, so that whatever else the machine does slows both: the ratio means more than the speeds.
+Where other programs want the same cores, threads that spin while they wait make a lottery of it:
+OMP_WAIT_POLICY=passive in the environment ends that.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+from x_transformers import Decoder, TransformerWrapper
+from x_transformers.x_transformers import LayerScale
+
+from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.load import load
+from megatron_gptx.config.model import ModelConfig
+from megatron_gptx.config.schema import Config
+from megatron_gptx.data.loader import MicroBatch
+from megatron_gptx.data.manifest import write_aside
+from megatron_gptx.distributed.process import Process, run_worker
+
+Step = list[MicroBatch]
+
+WARMUP_STEPS = 5
+
+# One rank, and what x-transformers has not or means otherwise.
+SETTINGS = """\
+parallel.pipeline_stages=1 parallel.data_replicas=1 parallel.boundaries=null precision=fp32
+training.checkpoint_activations=0 model.activation=gelu model.biases=true model.tied_head=false
+model.dropout=0 model.attention.dropout=0"""
+
+DIFFERENCES = """\
+x-transformers differs: its attention and norms have no biases, its carried scores contain ALiBi;
+for want of ReZero, its LayerScale of width 1 stands behind every branch, and no norm before it"""
+
+
+class Side(NamedTuple):
+    """One of the two; `train` updates the weights once and returns the loss before that."""
+
+    name: str
+    model: nn.Module
+    train: Callable[[Step, int], float]
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def build_ours(config: Config, process: Process) -> Side:
+    """Return the engine of a training run."""
+    # DeepSpeed prints while it is imported: not before the output goes to a file.
+    from megatron_gptx.training.build import build_engine
+
+    engine = build_engine(config, process, say=print)
+
+    def train(step: Step, number: int) -> float:
+        return engine.train_step(step, step=number, lr=config.optimizer.lr).loss
+
+    return Side("megatron_gptx", engine.deepspeed.module, train)
+
+
+def build_theirs(config: Config) -> Side:
+    """Return the same training with nothing but x-transformers and PyTorch."""
+    model, options = their_model(config.model), config.optimizer
+    decay = [p for name, p in model.named_parameters() if p.ndim == 2 and "emb" not in name]
+    keep = [p for name, p in model.named_parameters() if p.ndim != 2 or "emb" in name]
+    groups: list[dict[str, Any]] = [
+        {"params": decay, "weight_decay": options.weight_decay},
+        {"params": keep, "weight_decay": 0.0},
+    ]
+    betas = options.betas[0], options.betas[1]
+    optimizer = torch.optim.AdamW(groups, options.lr, betas, options.eps, fused=True)
+
+    def train(step: Step, number: int) -> float:
+        total = 0.0
+        for tokens, labels in step:
+            loss = functional.cross_entropy(model(tokens).flatten(0, 1), labels.flatten())
+            (loss / len(step)).backward()
+            total += loss.item() / len(step)
+        if options.gradient_clipping is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), options.gradient_clipping)
+        optimizer.step()
+        optimizer.zero_grad()
+        return total
+
+    return Side("x-transformers", model, train)
+
+
+def their_model(model: ModelConfig) -> TransformerWrapper:
+    """Return x-transformers' model with our switches, sizes and initial distribution."""
+    decoder = Decoder(
+        dim=model.hidden_size,
+        depth=model.num_layers,
+        heads=model.num_heads,
+        attn_dim_head=model.head_dim,
+        attn_sparse_topk=model.attention.top_k,
+        residual_attn=model.attention.residual_scores,
+        alibi_pos_bias=model.position == "alibi",
+        alibi_num_heads=model.num_heads,
+        macaron=model.macaron,
+        pre_norm=model.residual != "post_norm",
+        ff_mult=model.ffn_width / model.hidden_size,
+    )
+    if model.residual == "rezero":
+        for norms, _, _ in decoder.layers:
+            norms[0], norms[1] = None, LayerScale(nn.Identity(), dim=1)
+    wrapper = TransformerWrapper(
+        num_tokens=model.vocab_size,
+        max_seq_len=model.seq_length,
+        attn_layers=decoder,
+        use_abs_pos_emb=model.position == "learned",
+    )
+    for parameter in wrapper.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=model.init_std)
+    return wrapper
+
+
+def random_steps(config: Config, number: int) -> list[Step]:
+    """Return steps of tokens that are rarer the higher they are: there is that much to learn."""
+    rows = (number, config.batch.accumulation_steps, config.batch.micro_size)
+    weights = 1 / torch.arange(1.0, config.model.vocab_size + 1).repeat(math.prod(rows), 1)
+    tokens = weights.multinomial(config.model.seq_length + 1, replacement=True).view(*rows, -1)
+    return [[MicroBatch(m[:, :-1].contiguous(), m[:, 1:].contiguous()) for m in s] for s in tokens]
+
+
+def compare(config: Config, options: argparse.Namespace, process: Process) -> None:
+    """Check that both sides are alike and learn, time them in turns, show and write the result."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(config.training.seed)
+    show = partial(print, file=process.console)
+    show(f"threads {options.threads}, PyTorch {torch.__version__}, {SETTINGS}\n{DIFFERENCES}")
+    sides = [build_ours(config, process), build_theirs(config)]
+    steps = random_steps(config, WARMUP_STEPS + options.pairs * options.steps_per_block)
+    for side in sides:
+        losses = [side.train(steps[number], number) for number in range(WARMUP_STEPS)]
+        fall = f"loss {losses[0]:.3f} to {losses[-1]:.3f} in {WARMUP_STEPS} steps"
+        show(f"{side.name:<15}{side.num_parameters:>11,} parameters, {fall}")
+        if not losses[-1] < losses[0]:  # NaN is not below either
+            raise UserError(f"{side.name} does not learn: {fall}; try another optimizer.lr")
+
+    tokens = options.steps_per_block * config.batch.global_size * config.model.seq_length
+    speeds: dict[str, list[float]] = {side.name: [] for side in sides}
+    for first in range(WARMUP_STEPS, len(steps), options.steps_per_block):
+        for side in sides:
+            started_at = time.perf_counter()
+            for number in range(first, first + options.steps_per_block):
+                side.train(steps[number], number)
+            speeds[side.name].append(tokens / (time.perf_counter() - started_at))
+
+    for name, values in speeds.items():
+        show(f"{name:<15}{median(values):>11,.0f} tokens/s")
+    ratios = [ours / theirs for ours, theirs in zip(*speeds.values(), strict=True)]
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f} over {options.pairs} pairs"
+    show(f"ratio          {median(ratios):>11.2f} ({spread})")
+    if options.output:
+        result = {"threads": options.threads, "tokens_per_second": speeds, "ratio": median(ratios)}
+        result["parameters"] = {side.name: side.num_parameters for side in sides}
+        write_aside(options.output, json.dumps(result, indent=2) + "\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path, nargs="?", default=Path("configs/quickstart.yml"))
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--pairs", type=int, default=7, help="turns of each side; default: 7")
+    parser.add_argument("--steps-per-block", type=int, default=3, help="default: 3")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path, help="JSON file for the result")
+    options = parser.parse_args(argv)
+    try:
+        config = load([options.config], [*options.set, *SETTINGS.split()])
+    except UserError as error:
+        parser.exit(2, f"{error}\n")
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", DS_ACCELERATOR="cpu")
+    # Port 0: the only rank listens where the system has room, and nobody has to find it.
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    run_dir = Path(tempfile.mkdtemp(prefix="train_cpu-"))
+    run_worker(partial(compare, config, options), run_dir=run_dir, timeout_seconds=60)
+    shutil.rmtree(run_dir)  # a failure never comes here: its message names the log in there
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
