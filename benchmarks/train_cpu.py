@@ -3,8 +3,7 @@
 Ours is what `train.py` runs: DeepSpeed's pipeline engine with one stage and one rank. Theirs is a
 plain loop with the same switches, sizes, batches, clipping and optimizer. Both take turns in one
 process, so that whatever else the machine does slows both: the ratio means more than the speeds.
-Where other programs want the same cores, threads that spin while they wait make a lottery of it:
-OMP_WAIT_POLICY=passive in the environment ends that.
+Beside other busy programs set OMP_WAIT_POLICY=passive: threads that spin make a lottery of it.
 """
 
 import argparse
@@ -35,7 +34,6 @@ from megatron_gptx.data.manifest import write_aside
 from megatron_gptx.distributed.process import Process, run_worker
 
 Step = list[MicroBatch]
-
 WARMUP_STEPS = 5
 
 # One rank, and what x-transformers has not or means otherwise.

@@ -59,13 +59,24 @@ def launch_command(
     ]
 
 
+# For CPU ranks. Threads that spin while they wait stall a machine that does anything else (seen: ten
+# times slower), and glibc gives the large activations of every step back to the system, to fault
+# them in again in the next (seen: a tenth of the time).
+CPU_DEFAULTS = {
+    "OMP_WAIT_POLICY": "passive",
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+}
+
+
 def environment(placement: Placement) -> dict[str, str]:
     """Return the environment of the launched processes."""
     variables = dict(os.environ)
     if placement.device == "cpu":
         variables["DS_ACCELERATOR"] = "cpu"
         cores = len(os.sched_getaffinity(0))
-        variables.setdefault("OMP_NUM_THREADS", str(max(1, cores // placement.ranks)))
+        threads = str(max(1, cores // placement.ranks))
+        variables = {**CPU_DEFAULTS, "OMP_NUM_THREADS": threads, **variables}
     return variables
 
 

@@ -120,3 +120,11 @@ def test_a_chosen_number_of_threads_is_kept(monkeypatch):
 def test_ranks_on_gpus_keep_the_environment(monkeypatch):
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     assert "DS_ACCELERATOR" not in environment(Placement("cuda", replicas=1, ranks=2))
+
+
+def test_ranks_on_a_cpu_wait_without_spinning_unless_told_otherwise(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert environment(CPU)["OMP_WAIT_POLICY"] == "passive"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert environment(CPU)["OMP_WAIT_POLICY"] == "active"
+    assert environment(CPU)["DS_ACCELERATOR"] == "cpu"
