@@ -59,9 +59,9 @@ def launch_command(
     ]
 
 
-# For CPU ranks. Threads that spin while they wait stall a machine that does anything else (seen: ten
-# times slower), and glibc gives the large activations of every step back to the system, to fault
-# them in again in the next (seen: a tenth of the time).
+# For CPU ranks. Threads that spin while they wait stall a machine that does anything else, up to
+# tenfold; and glibc would give a step's large activations back to the system, only to fault them
+# in again in the next step.
 CPU_DEFAULTS = {
     "OMP_WAIT_POLICY": "passive",
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
