@@ -28,6 +28,7 @@ from x_transformers.x_transformers import LayerScale
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.load import load
 from megatron_gptx.config.model import ModelConfig
+from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.data.loader import MicroBatch
 from megatron_gptx.data.manifest import write_aside
@@ -191,7 +192,9 @@ def main(argv: list[str] | None = None) -> int:
     # Port 0: the only rank listens where the system has room, and nobody has to find it.
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     run_dir = Path(tempfile.mkdtemp(prefix="train_cpu-"))
-    run_worker(partial(compare, config, options), run_dir=run_dir, timeout_seconds=60)
+    run_worker(
+        partial(compare, config, options), run_dir=run_dir, launch=LaunchConfig(timeout_seconds=60)
+    )
     shutil.rmtree(run_dir)  # a failure never comes here: its message names the log in there
     return 0
 

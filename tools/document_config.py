@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Write docs/configuration.md and configs/schema.json from the configuration schema."""
 
 import argparse

@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Show what a token dataset holds: counts, document lengths, entropy, and documents as text.
 
 tools/inspect_dataset.py data/corpus

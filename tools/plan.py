@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Print what a configuration costs: parameters, memory, traffic and arithmetic of every stage."""
 
 import argparse

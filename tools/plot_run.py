@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Draw the loss curves of one or several runs into a picture."""
 
 import argparse
@@ -65,7 +66,10 @@ def draw(runs: dict[Path, list[dict[str, float]]], output: Path, entropy: float 
     axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter())
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(output, dpi=120)
+    try:
+        figure.savefig(output, dpi=120)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{output} cannot be written: {error}") from None
 
 
 if __name__ == "__main__":

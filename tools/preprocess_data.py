@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Turn raw text into a token dataset: PREFIX.bin and PREFIX.idx, with PREFIX.d/manifest.json.
 
 A file NAME.jsonl holds one document per line; every other file is one document; a folder stands

@@ -1,9 +1,11 @@
+#!/usr/bin/env python3
 """From nothing to a trained GPT-X model: the commands a newcomer would type, one after the other.
 
 The corpus is Python's own standard library. Every command leaves what is already built as it is,
 so that a second run resumes, or says that everything is finished.
 """
 
+import argparse
 import json
 import shlex
 import subprocess
@@ -19,6 +21,7 @@ PROMPT = "def __init__(self, "
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     started_at = time.monotonic()
     lists = {part: DATA / f"{part}.list" for part in ("train", "valid")}
     tokenizer = DATA / "tokenizer.json"

@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Choose the quickstart's corpus: the Python files of this Python's standard library.
 
 Writes OUTPUT/train.list and OUTPUT/valid.list, one path per line, for --list-file of the other

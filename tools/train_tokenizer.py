@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Learn a byte-level BPE vocabulary from raw text, and write it as a tokenizer.json.
 
 Inputs are those of tools/preprocess_data.py. The same inputs give the same file.

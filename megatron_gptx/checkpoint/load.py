@@ -1,6 +1,6 @@
 """Loading: nothing is read that the manifest does not vouch for, and nothing is unpickled."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -25,8 +25,13 @@ from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.schema import Config
 
 
-def resume(engine: Any, *, config: Config) -> dict[str, int] | None:
+def resume(engine: Any, *, config: Config, say: Callable[[str], None]) -> dict[str, int] | None:
     """Load the run's newest checkpoint into a DeepSpeed engine; every rank calls this.
+
+    Args:
+        engine: the DeepSpeed engine.
+        config: the run's configuration now.
+        say: takes one line for each option that was another one when the checkpoint was saved.
 
     Returns:
         The saved counters, or None where there is no checkpoint.
@@ -45,6 +50,8 @@ def resume(engine: Any, *, config: Config) -> dict[str, int] | None:
     check_model(found, config.model)
     check_layout(found, config)
     _verify(found)
+    for change in changed_options(found, config):
+        say(f"changed since {found.path.name}: {change}")
     _load_safely(engine)
     if not config.parallel.sequential:
         # The plain engine's own files hold the weights, as ZeRO-3 has scattered them.
@@ -100,6 +107,16 @@ def check_model(checkpoint: Checkpoint, model: ModelConfig) -> None:
 
 # Options of the model that no saved tensor depends on.
 _FREE = ("dropout", "attention.dropout", "init_std")
+
+
+def changed_options(checkpoint: Checkpoint, config: Config) -> list[str]:
+    """Return the options that a run is resumed with another value of, one line each."""
+    saved, wanted = checkpoint.manifest["config"], config.model_dump()
+    return [
+        f"{key} {_value(saved, key)} -> {_value(wanted, key)}"
+        for key in sorted(_keys(wanted) | _keys(saved))
+        if _value(saved, key) != _value(wanted, key) and not key.startswith("launch.")
+    ]
 
 
 def check_layout(checkpoint: Checkpoint, config: Config) -> None:

@@ -74,6 +74,11 @@ class LaunchConfig(Section):
         "pdsh", description="What DeepSpeed starts remote processes with."
     )
     launcher_args: str = Field("", description="Arguments handed to that launcher.")
+    master_addr: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$",
+        description="Address of rank 0's node; null takes the first host of the hostfile.",
+    )
     master_port: int | None = Field(
         None, gt=0, lt=65536, description="Rendezvous port; null finds a free one."
     )

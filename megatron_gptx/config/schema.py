@@ -1,6 +1,7 @@
 """The whole configuration: every section, and what must hold between sections."""
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
 
@@ -37,9 +38,30 @@ OWNED_BY_OPTIONS = {
     "zero_optimization.offload_param": "parallel.offload",
     "pipeline.activation_checkpoint_interval": "training.checkpoint_activations",
     "activation_checkpointing": "training.checkpoint_activations",
+    "torch_autocast": "precision",
+    "amp": "precision",
+    "elasticity": "parallel",
+    "checkpoint": "checkpoint",
+    "zero_optimization.compute_grad_norm": "optimizer.gradient_clipping",
     "tensorboard": "logging.tensorboard",
     "wandb": "logging.wandb",
 }
+
+
+# Sections of DeepSpeed's that hold some of our settings: what is passed on must be mappings too.
+SHARED_SECTIONS = ("zero_optimization", "fp16", "bf16", "pipeline")
+
+# DeepSpeed's other options: it accepts any key, and ignores one that is misspelt.
+PASSED_ON = (
+    *SHARED_SECTIONS,
+    *("prescale_gradients", "gradient_predivide_factor", "sparse_gradients"),
+    *("communication_data_type", "seq_parallel_communication_data_type", "steps_per_print"),
+    *("wall_clock_breakdown", "dump_state", "memory_breakdown", "flops_profiler", "comms_logger"),
+    *("csv_monitor", "comet", "aio", "compile", "data_efficiency", "curriculum_learning"),
+    *("progressive_layer_drop", "eigenvalue", "quantize_training", "compression_training"),
+    *("sparse_attention", "use_node_local_storage", "timers", "zero_force_ds_cpu_optimizer"),
+    *("disable_allgather", "graph_harvesting", "hybrid_engine", "autotuning"),
+)
 
 
 class Config(Section):
@@ -80,11 +102,21 @@ class Config(Section):
                 f"warmup_steps {self.schedule.warmup_steps} leaves none of the "
                 f"{self.training.steps} training.steps",
             )
+        yield from self._deepspeed_problems()
+
+    def _deepspeed_problems(self) -> Iterator[Problem]:
+        owned = {key.partition(".")[0] for key in OWNED_BY_OPTIONS}
+        for key, value in self.deepspeed.items():
+            near = get_close_matches(key, PASSED_ON, n=1, cutoff=0.8)
+            if near and key not in (*PASSED_ON, *owned):
+                yield Problem(f"deepspeed.{key}", f"unknown key; did you mean {near[0]!r}?")
+            if key in SHARED_SECTIONS and not isinstance(value, dict):
+                yield Problem(f"deepspeed.{key}", f"expected a section with options, got {value!r}")
         for key, option in OWNED_BY_OPTIONS.items():
-            value: Any = self.deepspeed
+            found: Any = self.deepspeed
             for part in key.split("."):
-                value = value.get(part) if isinstance(value, dict) else None
-            if value is not None:
+                found = found.get(part) if isinstance(found, dict) else None
+            if found is not None:
                 yield Problem(f"deepspeed.{key}", f"decided by {option}; set that instead")
 
     def _empty_stages(self) -> Iterator[Problem]:

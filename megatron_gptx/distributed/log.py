@@ -34,6 +34,11 @@ def first_to_fail(run_dir: Path) -> bool:
     return True
 
 
+def finished_marker(run_dir: Path) -> Path:
+    """Return the file that rank 0 leaves when all ranks have finished; a launch removes it."""
+    return run_dir / "logs" / ".finished"
+
+
 def failure_marker(run_dir: Path) -> Path:
     """Return the file whose creator is the first rank that failed; a launch removes it."""
     return run_dir / "logs" / ".failed"

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -14,12 +14,24 @@ import torch
 import torch.distributed as dist
 
 from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.distributed.lifetime import end_with_parent
-from megatron_gptx.distributed.log import first_to_fail, redirect_output
+from megatron_gptx.distributed.log import finished_marker, first_to_fail, redirect_output
 
 # How long a rank that lost a peer waits for the launcher, which ends every rank once it has seen
 # the peer's exit status: the peer's own message is then the only one on the screen.
 GRACE_SECONDS = 5.0
+
+
+# What the launchers that DeepSpeed's runner can hand over to call a rank's numbers.
+_RANK_VARIABLES = {
+    "RANK": ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK"),
+    "LOCAL_RANK": (
+        *("SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"),
+        *("MV2_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"),
+    ),
+    "WORLD_SIZE": ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE"),
+}
 
 
 class Process(NamedTuple):
@@ -32,7 +44,27 @@ class Process(NamedTuple):
     console: TextIO
 
 
-def run_worker(work: Callable[[Process], None], *, run_dir: Path, timeout_seconds: int) -> None:
+def name_rank(variables: MutableMapping[str, str], launch: LaunchConfig) -> None:
+    """Fill in RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT where they are missing.
+
+    DeepSpeed's own launcher sets them; SLURM and the MPIs have names of their own for the first
+    three, and none for the others.
+
+    Raises:
+        UserError: this process was not started as a rank.
+    """
+    for name, others in _RANK_VARIABLES.items():
+        found = [variables[key] for key in (name, *others) if key in variables]
+        if not found:
+            raise UserError(f"{name} is not set: ranks are started by ./deepy.py train.py CONFIG")
+        variables[name] = found[0]
+    if launch.master_addr is not None:
+        variables.setdefault("MASTER_ADDR", launch.master_addr)
+    if launch.master_port is not None:
+        variables.setdefault("MASTER_PORT", str(launch.master_port))
+
+
+def run_worker(work: Callable[[Process], None], *, run_dir: Path, launch: LaunchConfig) -> None:
     """Join the process group, do the work, and end this process with an honest status.
 
     Everything printed here or by DeepSpeed goes to RUN_DIR/logs/rank-N.log. The first rank that
@@ -41,13 +73,16 @@ def run_worker(work: Callable[[Process], None], *, run_dir: Path, timeout_second
     """
     # A rank waits inside collectives, where Python answers no other signal.
     end_with_parent(signal.SIGKILL)
+    name_rank(os.environ, launch)
     rank = int(os.environ["RANK"])
     log_path = run_dir / "logs" / f"rank-{rank}.log"
     console = redirect_output(log_path)
     try:
-        process = _join(console, timeout_seconds)
+        process = _join(console, launch.timeout_seconds)
         work(process)
         dist.barrier()
+        if rank == 0:
+            finished_marker(run_dir).touch()
         dist.destroy_process_group()
     except KeyboardInterrupt:
         _leave(130)

@@ -47,6 +47,10 @@ def complete(config: Config, prompt: str) -> str:
     """Return the prompt and its continuation by the run's newest checkpoint."""
     if config.data.tokenizer is None:
         raise UserError("data.tokenizer is not set: generation needs the run's tokenizer.json")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the prompt is not valid UTF-8: {error}") from None
     tokenizer = load_tokenizer(config.data.tokenizer)
     prompt_ids = tokenizer.encode(prompt) or [tokenizer.end_of_document]
     if max(prompt_ids) >= config.model.vocab_size:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_gptx.config.schema import Config
-from megatron_gptx.launcher.devices import Placement, visible_gpus
+from megatron_gptx.launcher.devices import Placement, hostfile_slots, visible_gpus
 
 # Scripts that run as one local process; every other one is started on all ranks.
 SINGLE_PROCESS = ("generate.py", "evaluate.py")
@@ -28,6 +28,13 @@ def decode(word: str) -> Config:
     return Config.model_validate_json(zlib.decompress(base64.urlsafe_b64decode(word)))
 
 
+def rendezvous(config: Config) -> dict[str, str | int]:
+    """Return where the ranks of a run meet, what the configuration leaves open filled in."""
+    hosts = hostfile_slots(Path(config.launch.hostfile)) if config.launch.hostfile else {}
+    address = config.launch.master_addr or next(iter(hosts), "127.0.0.1")
+    return {"master_addr": address, "master_port": config.launch.master_port or _free_port()}
+
+
 def launch_command(
     config: Config, placement: Placement, script: Path, arguments: Sequence[str]
 ) -> list[str]:
@@ -35,7 +42,6 @@ def launch_command(
     worker = [str(script), "--config", encode(config), *arguments]
     if script.name in SINGLE_PROCESS:
         return [sys.executable, *worker]
-    port = config.launch.master_port or _free_port()
     if config.launch.hostfile is None:
         # One node needs no runner, and without it signals and exit statuses reach us.
         # It replaces CUDA_VISIBLE_DEVICES by what it is given here.
@@ -46,7 +52,7 @@ def launch_command(
         return [
             *(sys.executable, "-m", "deepspeed.launcher.launch"),
             f"--world_info={base64.urlsafe_b64encode(world.encode()).decode()}",
-            *("--master_addr=127.0.0.1", f"--master_port={port}"),
+            *("--master_addr=127.0.0.1", f"--master_port={config.launch.master_port}"),
             *("--no_local_rank", "--log_level=critical"),
             *worker,
         ]
@@ -54,7 +60,8 @@ def launch_command(
         *(sys.executable, "-m", "deepspeed.launcher.runner"),
         *("--hostfile", config.launch.hostfile, "--launcher", config.launch.launcher),
         *(("--launcher_args", config.launch.launcher_args) if config.launch.launcher_args else ()),
-        *("--master_port", str(port), "--no_local_rank", "--force_multi"),
+        *("--master_addr", str(config.launch.master_addr)),
+        *("--master_port", str(config.launch.master_port), "--no_local_rank", "--force_multi"),
         *map(shlex.quote, worker),
     ]
 
@@ -72,6 +79,7 @@ CPU_DEFAULTS = {
 def environment(placement: Placement) -> dict[str, str]:
     """Return the environment of the launched processes."""
     variables = dict(os.environ)
+    variables.pop("DS_ACCELERATOR", None)
     if placement.device == "cpu":
         variables["DS_ACCELERATOR"] = "cpu"
         cores = len(os.sched_getaffinity(0))

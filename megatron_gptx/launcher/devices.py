@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from itertools import takewhile
 from pathlib import Path
@@ -11,6 +12,16 @@ from megatron_gptx.config.errors import ConfigError, UserError
 from megatron_gptx.config.schema import Config
 
 HOST_LINE = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)\s+slots=(?P<slots>[1-9][0-9]*)$")
+
+
+STARTED_WITH = {
+    "pdsh": "pdsh",
+    "openmpi": "mpirun",
+    "mpich": "mpirun",
+    "impi": "mpirun",
+    "mvapich": "mpirun",
+    "slurm": "srun",
+}
 
 
 class Placement(NamedTuple):
@@ -45,17 +56,35 @@ def place(config: Config) -> Placement:
     return Placement(device, replicas, stages * replicas)
 
 
-def check_precision(config: Config, placement: Placement) -> None:
-    """Raise ConfigError where the chosen devices cannot train in the configured precision."""
+def describe(config: Config, placement: Placement) -> str:
+    """Return where the ranks run, and why where that was not asked for."""
+    if config.launch.hostfile is not None:
+        return f"over the hosts of {config.launch.hostfile}"
+    if placement.device == "cuda":
+        return "one per GPU"
+    if config.launch.device == "cpu":
+        return "on the CPU"
+    return f"on the CPU, since {placement.ranks} GPU(s) are needed and {count_gpus()} are here"
+
+
+def check_placement(config: Config, placement: Placement) -> None:
+    """Raise ConfigError where this machine cannot start the ranks, or cannot train so there."""
+    program = STARTED_WITH[config.launch.launcher]
+    if config.launch.hostfile is not None and shutil.which(program) is None:
+        raise ConfigError(
+            f"launch.launcher {config.launch.launcher!r} starts ranks with the program "
+            f"{program!r}, which is not installed here"
+        )
     if placement.device == "cpu" and config.precision == "fp16":
         raise ConfigError(
             "precision fp16 trains on GPUs only, and this run would use the CPU "
-            f"({count_gpus()} GPUs here); set precision to bf16 or fp32"
+            f"({placement.ranks} needed, {count_gpus()} here); use as many stages as there are "
+            "GPUs, such as with configs/overlays/one-gpu.yml, or precision: bf16"
         )
 
 
 def _place_on_hosts(config: Config, hostfile: Path) -> Placement:
-    slots = _hostfile_slots(hostfile)
+    slots = sum(hostfile_slots(hostfile).values())
     if config.launch.device == "cpu":
         raise ConfigError(
             "launch.device is cpu, but launch.hostfile is set: DeepSpeed's runner starts ranks of "
@@ -112,7 +141,12 @@ def visible_gpus() -> list[str] | None:
     return list(takewhile(lambda name: name and not name.startswith("-"), names))
 
 
-def _hostfile_slots(path: Path) -> int:
+def hostfile_slots(path: Path) -> dict[str, int]:
+    """Return the slots of each host in a DeepSpeed hostfile, in its order.
+
+    Raises:
+        UserError: the file cannot be read, or a line is no host, which the message names.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
@@ -132,4 +166,4 @@ def _hostfile_slots(path: Path) -> int:
         slots[match["name"]] = int(match["slots"])
     if not slots:
         raise UserError(f"{path}: no hosts; expected lines such as 'node1 slots=8'")
-    return sum(slots.values())
+    return slots

@@ -14,14 +14,15 @@ from megatron_gptx.config.schema import Config
 from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.costs.plan import make_plan
 from megatron_gptx.data.check import check_datasets
-from megatron_gptx.distributed.log import failure_marker
+from megatron_gptx.distributed.log import failure_marker, finished_marker
 from megatron_gptx.launcher.command import (
     SINGLE_PROCESS,
     WITHOUT_ARGUMENTS,
     environment,
     launch_command,
+    rendezvous,
 )
-from megatron_gptx.launcher.devices import Placement, check_precision, local_device, place
+from megatron_gptx.launcher.devices import Placement, check_placement, describe, local_device, place
 from megatron_gptx.launcher.run import explain, run
 
 USAGE = """\
@@ -40,6 +41,10 @@ here go to the script.
 """
 
 
+class RankError(Exception):
+    """The ranks ended badly, and nobody has said so."""
+
+
 def main(argv: Sequence[str], root: Path) -> int:
     """Run one command of the launcher and return its exit status."""
     if not argv or argv[0] in ("-h", "--help"):
@@ -47,6 +52,9 @@ def main(argv: Sequence[str], root: Path) -> int:
         return 0 if argv else 2
     try:
         return _main(argv, root)
+    except RankError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -57,7 +65,9 @@ def main(argv: Sequence[str], root: Path) -> int:
 def _main(argv: Sequence[str], root: Path) -> int:
     script, *rest = argv
     worker = root / script
-    if script != "show" and not worker.is_file():
+    if script != "show" and not (
+        Path(script).name == script.strip() and script.endswith(".py") and worker.is_file()
+    ):
         raise UserError(f"{script}: no such script in {root}; see ./deepy.py --help")
     if {"-h", "--help"} & set(rest):
         return _help(script, worker)
@@ -80,14 +90,18 @@ def _main(argv: Sequence[str], root: Path) -> int:
     sys.stdout.write(f"{make_plan(config).table()}\n")
     if options.dry_run:
         return 0
-    check_precision(config, placement)
+    check_placement(config, placement)
     check_datasets(config)
     logs = _prepare_logs(config)
-    where = "one process per GPU" if placement.device == "cuda" else "CPU processes"
-    sys.stdout.write(f"\nstarting {placement.ranks} ranks ({where}); their logs: {logs}\n")
+    sys.stdout.write(
+        f"\nstarting {placement.ranks} rank(s), {describe(config, placement)}; logs: {logs}\n"
+    )
     sys.stdout.flush()
     status = _start(config, placement, worker, arguments)
     explain(status, logs)
+    if status == 0 and not finished_marker(Path(config.output.run_dir)).exists():
+        # DeepSpeed's runner returns 0 when what it started was killed.
+        raise RankError(f"the ranks ended before the run was finished; see {logs}")
     return status
 
 
@@ -103,7 +117,8 @@ def _prepare_logs(config: Config) -> Path:
     logs = Path(config.output.run_dir) / "logs"
     try:
         logs.mkdir(parents=True, exist_ok=True)
-        failure_marker(Path(config.output.run_dir)).unlink(missing_ok=True)
+        for marker in (failure_marker, finished_marker):
+            marker(Path(config.output.run_dir)).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"output.run_dir {config.output.run_dir} cannot be used: {error}") from None
     return logs
@@ -113,7 +128,8 @@ def resolve(config: Config) -> tuple[Config, Placement]:
     """Return the configuration with replicas and batch sizes decided, and where its ranks go."""
     placement = place(config)
     parallel = config.parallel.model_copy(update={"data_replicas": placement.replicas})
-    config = config.model_copy(update={"parallel": parallel})
+    launch = config.launch.model_copy(update=rendezvous(config))
+    config = config.model_copy(update={"parallel": parallel, "launch": launch})
     try:
         _ = config.batch
     except ValueError as error:

@@ -32,6 +32,7 @@ def layer_norm_note(device_type: str) -> str:
 @cache
 def _apex_kernel() -> tuple[Callable[..., Any] | None, str]:
     try:
+        import fused_layer_norm_cuda  # noqa: F401  Apex imports without it, and fails when used
         from apex.normalization.fused_layer_norm import fused_layer_norm_affine
     except ImportError as error:
         return None, f"Apex cannot be imported ({error})"

@@ -20,6 +20,7 @@ def choose_adamw(device: torch.device) -> Implementation:
     """Return the fastest AdamW for a device: Apex's where installed, else torch's fused one."""
     if device.type == "cuda":
         try:
+            import amp_C  # noqa: F401  Apex imports without its extensions, and fails when used
             from apex.optimizers import FusedAdam
         except ImportError as error:
             missing = str(error)

@@ -34,7 +34,7 @@ def run_rank(packed: str) -> None:
     run_worker(
         lambda process: pretrain(config, process),
         run_dir=Path(config.output.run_dir),
-        timeout_seconds=config.launch.timeout_seconds,
+        launch=config.launch,
     )
 
 
@@ -43,7 +43,7 @@ def pretrain(config: Config, process: Process) -> None:
     leader = process.rank == 0
     monitor = Monitor(process.console, total_steps=config.training.steps, visible=leader)
     engine = build_engine(config, process, say=monitor.say)
-    state = TrainingState(**(resume(engine.deepspeed, config=config) or {}))
+    state = TrainingState(**(resume(engine.deepspeed, config=config, say=monitor.say) or {}))
     if state.step >= config.training.steps:
         monitor.say(f"finished: step {state.step} of {config.training.steps} is saved")
         return

@@ -12,6 +12,7 @@ import torch
 from megatron_gptx.checkpoint.layout import Checkpoint, CheckpointError, checksum, newest
 from megatron_gptx.checkpoint.load import check_layout, check_model, load_layers
 from megatron_gptx.checkpoint.save import layout_of
+from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.launcher.command import encode
 from megatron_gptx.model.sequential import GPTXSequential
@@ -100,13 +101,13 @@ def saved_twice(packed: str, target: Path) -> None:
         other = config.training.model_copy(update={"seed": 5})
         fresh = config.model_copy(update={"training": other})
         engine = build_engine(fresh, process, say=lambda text: None).deepspeed
-        state = resume(engine, config=config)
+        state = resume(engine, config=config, say=print)
         assert state is not None
         output = config.output.model_copy(update={"run_dir": str(target)})
         config_there = config.model_copy(update={"output": output})
         save(engine, config=config_there, state=state, writes_weights=True)
 
-    run_worker(work, run_dir=target, timeout_seconds=60)
+    run_worker(work, run_dir=target, launch=LaunchConfig(timeout_seconds=60))
 
 
 def assert_equal(a: object, b: object) -> None:

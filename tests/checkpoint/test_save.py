@@ -9,6 +9,7 @@ import pytest
 
 from megatron_gptx.checkpoint.layout import newest, step_name
 from megatron_gptx.checkpoint.save import prune
+from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.launcher.command import encode
 from tests.runs import start_ranks, tiny_config
@@ -40,7 +41,11 @@ def as_rank(packed: str, work: str) -> None:
 
     config = decode(packed)
     run_dir = Path(config.output.run_dir)
-    run_worker(lambda p: globals()[work](config, p), run_dir=run_dir, timeout_seconds=60)
+    run_worker(
+        lambda p: globals()[work](config, p),
+        run_dir=run_dir,
+        launch=LaunchConfig(timeout_seconds=60),
+    )
 
 
 def break_at_every_part(config: Config, process) -> None:

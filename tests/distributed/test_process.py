@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.distributed.log import first_to_fail
 from tests.runs import start_ranks
 
@@ -24,7 +28,7 @@ def join_and_do(run_dir: Path, work: str) -> None:
     """Run a piece of work, named below, as this rank."""
     from megatron_gptx.distributed import process
 
-    process.run_worker(globals()[work], run_dir=run_dir, timeout_seconds=30)
+    process.run_worker(globals()[work], run_dir=run_dir, launch=LaunchConfig(timeout_seconds=30))
 
 
 def talk(process) -> None:
@@ -141,3 +145,32 @@ def test_only_one_rank_is_the_first_to_fail(tmp_path):
 
 def test_a_rank_that_cannot_leave_a_mark_speaks_up(tmp_path):
     assert first_to_fail(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "started",
+    [
+        {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "head"},
+        {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4"},
+        {
+            "OMPI_COMM_WORLD_RANK": "3",
+            "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+            "OMPI_COMM_WORLD_SIZE": "4",
+        },
+        {"PMI_RANK": "3", "MPI_LOCALRANKID": "1", "PMI_SIZE": "4"},
+    ],
+)
+def test_a_rank_knows_its_numbers_whatever_started_it(started):
+    from megatron_gptx.distributed.process import name_rank
+
+    variables = dict(started)
+    name_rank(variables, LaunchConfig(master_addr="head", master_port=1234))
+    named = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}
+    assert variables.items() >= {**named, "MASTER_ADDR": "head", "MASTER_PORT": "1234"}.items()
+
+
+def test_a_process_that_is_no_rank_is_told_so():
+    from megatron_gptx.distributed.process import name_rank
+
+    with pytest.raises(UserError, match=r"RANK is not set: ranks are started by ./deepy.py"):
+        name_rank({}, LaunchConfig())

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gptx.launcher.command import decode, encode, environment, launch_command
+from megatron_gptx.launcher.command import (
+    decode,
+    encode,
+    environment,
+    launch_command,
+    rendezvous,
+)
 from megatron_gptx.launcher.devices import Placement
 from tests.runs import tiny_config
 
@@ -43,11 +49,19 @@ def test_one_node_is_started_without_a_runner(config):
 
 
 def test_two_launches_take_different_free_ports(config):
-    ports = {
-        next(word for word in launch_command(config, CPU, Path("train.py"), []) if "_port" in word)
-        for _ in range(2)
-    }
+    ports = {rendezvous(config)["master_port"] for _ in range(2)}
     assert len(ports) == 2
+
+
+def test_ranks_of_several_nodes_meet_on_the_first_host(tmp_path):
+    hosts = tmp_path / "hosts"
+    hosts.write_text("node7 slots=1\nnode2 slots=1\n")
+    config = tiny_config(tmp_path, tmp_path, launch__hostfile=str(hosts))
+    assert rendezvous(config)["master_addr"] == "node7"
+    elsewhere = tiny_config(
+        tmp_path, tmp_path, launch__hostfile=str(hosts), launch__master_addr="head"
+    )
+    assert rendezvous(elsewhere)["master_addr"] == "head"
 
 
 def test_a_given_port_is_used(tmp_path):

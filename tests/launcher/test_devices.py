@@ -7,8 +7,9 @@ import pytest
 from megatron_gptx.config.errors import ConfigError, UserError
 from megatron_gptx.launcher.devices import (
     Placement,
-    check_precision,
+    check_placement,
     count_gpus,
+    describe,
     local_device,
     place,
 )
@@ -179,8 +180,21 @@ def test_a_batch_that_does_not_fit_the_decided_replicas_is_refused(machine, conf
         resolve(configure())
 
 
+def test_a_launcher_that_is_not_installed_is_refused(tmp_path, configure, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    config = configure(launch__hostfile="hosts", launch__launcher="slurm")
+    with pytest.raises(ConfigError, match=r"'srun', which is not installed"):
+        check_placement(config, Placement("cuda", replicas=1, ranks=2))
+
+
+def test_a_run_on_the_cpu_that_nobody_asked_for_says_why(machine, configure):
+    machine(1)
+    assert "2 GPU(s) are needed and 1 are here" in describe(configure(), place(configure()))
+    assert describe(configure("cpu"), place(configure("cpu"))) == "on the CPU"
+
+
 def test_fp16_is_refused_on_a_cpu_and_accepted_on_gpus(configure):
     config = configure(precision="fp16")
-    check_precision(config, Placement("cuda", replicas=1, ranks=1))
+    check_placement(config, Placement("cuda", replicas=1, ranks=1))
     with pytest.raises(ConfigError, match="fp16 trains on GPUs only"):
-        check_precision(config, Placement("cpu", replicas=1, ranks=1))
+        check_placement(config, Placement("cpu", replicas=1, ranks=1))

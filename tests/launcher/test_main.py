@@ -99,7 +99,8 @@ MISTAKES = {
     "an unknown script": (["tain.py", "tiny.yml"], "tain.py: no such script"),
     "no configuration": (["train.py"], "no configuration given"),
     "a missing configuration": (["train.py", "nowhere.yml"], "nowhere.yml"),
-    "a script's name that is left out": (["tiny.yml"], "no configuration given"),
+    "a script's name that is left out": (["tiny.yml"], "tiny.yml: no such script"),
+    "a script elsewhere": (["tools/plan.py", "tiny.yml"], "tools/plan.py: no such script"),
     "a configuration after the options": (
         ["train.py", "tiny.yml", "--dry-run", "over.yml"],
         "train.py does not know over.yml",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import tiny_config, train, write_corpus
+from tests.runs import start, tiny_config, train, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,14 @@ def test_a_finished_run_says_so_and_changes_nothing(corpus, tmp_path):
     before = (tmp_path / "metrics.jsonl").read_bytes()
     assert train(config) == rows
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_options_that_changed_since_the_save_are_named(corpus, tmp_path):
+    train(tiny_config(corpus, tmp_path, training__steps=2))
+    screen = tmp_path / "screen"
+    changed = tiny_config(corpus, tmp_path, training__steps=3, optimizer__lr=0.02)
+    assert start(changed, screen=screen) == [0]
+    assert "changed since step-00000002: optimizer.lr 0.01 -> 0.02" in screen.read_text()
 
 
 def test_metrics_hold_one_whole_object_per_step(corpus, tmp_path):
