@@ -117,7 +117,7 @@ def test_launches_in_a_row_leave_no_process_and_no_shared_memory(launches):
 def test_a_launch_shows_the_plan_the_progress_and_nothing_of_deepspeeds(launches, place):
     shown = launches[0].shown
     assert "2 stages x 1 replica = 2 processes" in shown
-    assert "starting 2 ranks (CPU processes); their logs: " in shown
+    assert "starting 2 rank(s), on the CPU" in shown
     assert "step 3/3  loss " in shown
     assert f"step 3: saved {place.folder}/run/checkpoints/step-00000003" in shown
     for chatter in ("[INFO]", "[WARNING]", "topology", "deepspeed.launcher", "Warning:"):
@@ -135,7 +135,11 @@ def test_the_run_folder_holds_all_that_is_needed_to_understand_the_run(launches,
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, last + 1))
     assert (run / "checkpoints" / "latest").read_text() == f"step-{last:08d}\n"
-    assert {path.name for path in (run / "logs").iterdir()} == {"rank-0.log", "rank-1.log"}
+    assert {path.name for path in (run / "logs").iterdir()} == {
+        "rank-0.log",
+        "rank-1.log",
+        ".finished",
+    }
     written = load([run / "config.yml"])
     meant = load([place.config_file], [f"training.steps={last}"])
     assert written == meant
