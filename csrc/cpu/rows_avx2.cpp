@@ -1,0 +1,71 @@
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "rows.h"
+
+// From here on the compiler may use these instructions, before here it may not: a standard function
+// compiled with them could replace the one that other files use.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+
+namespace gptx {
+namespace {
+
+struct Avx2 {
+  static constexpr int W = 8;
+  __m256 lanes;
+
+  static __m256i first(int64_t n) {
+    const __m256i position = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), position);
+  }
+  static Avx2 fill(float x) { return {_mm256_set1_ps(x)}; }
+  static Avx2 positions() { return {_mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7)}; }
+  static Avx2 load(const float* from) { return {_mm256_loadu_ps(from)}; }
+  static Avx2 load_part(const float* from, int64_t n, float rest) {
+    const __m256i taken = first(n);
+    const __m256 values = _mm256_maskload_ps(from, taken);
+    return {_mm256_blendv_ps(_mm256_set1_ps(rest), values, _mm256_castsi256_ps(taken))};
+  }
+  void store(float* to) const { _mm256_storeu_ps(to, lanes); }
+  void store_part(float* to, int64_t n) const { _mm256_maskstore_ps(to, first(n), lanes); }
+};
+
+inline Avx2 add(Avx2 a, Avx2 b) { return {_mm256_add_ps(a.lanes, b.lanes)}; }
+inline Avx2 mul(Avx2 a, Avx2 b) { return {_mm256_mul_ps(a.lanes, b.lanes)}; }
+inline Avx2 max(Avx2 a, Avx2 b) { return {_mm256_max_ps(a.lanes, b.lanes)}; }
+inline Avx2 fma(Avx2 a, Avx2 b, Avx2 c) { return {_mm256_fmadd_ps(a.lanes, b.lanes, c.lanes)}; }
+inline float sum(Avx2 a) {
+  const __m128 half = _mm_add_ps(_mm256_castps256_ps128(a.lanes), _mm256_extractf128_ps(a.lanes, 1));
+  const __m128 quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
+}
+inline uint32_t at_least(Avx2 a, Avx2 b) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(a.lanes, b.lanes, _CMP_GE_OQ));
+}
+inline uint32_t unordered(Avx2 a) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(a.lanes, a.lanes, _CMP_UNORD_Q));
+}
+
+}  // namespace
+}  // namespace gptx
+
+#include "rows_body.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace gptx {
+const RowKernels avx2_rows = kernels_of<Avx2>();
+}
+#endif

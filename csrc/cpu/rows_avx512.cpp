@@ -1,0 +1,66 @@
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "rows.h"
+
+// From here on the compiler may use these instructions, before here it may not: a standard function
+// compiled with them could replace the one that other files use.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx2,fma")
+#endif
+
+namespace gptx {
+namespace {
+
+struct Avx512 {
+  static constexpr int W = 16;
+  __m512 lanes;
+
+  static __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+  static Avx512 fill(float x) { return {_mm512_set1_ps(x)}; }
+  static Avx512 positions() {
+    return {_mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)};
+  }
+  static Avx512 load(const float* from) { return {_mm512_loadu_ps(from)}; }
+  static Avx512 load_part(const float* from, int64_t n, float rest) {
+    return {_mm512_mask_loadu_ps(_mm512_set1_ps(rest), first(n), from)};
+  }
+  void store(float* to) const { _mm512_storeu_ps(to, lanes); }
+  void store_part(float* to, int64_t n) const { _mm512_mask_storeu_ps(to, first(n), lanes); }
+};
+
+inline Avx512 add(Avx512 a, Avx512 b) { return {_mm512_add_ps(a.lanes, b.lanes)}; }
+inline Avx512 mul(Avx512 a, Avx512 b) { return {_mm512_mul_ps(a.lanes, b.lanes)}; }
+inline Avx512 max(Avx512 a, Avx512 b) { return {_mm512_max_ps(a.lanes, b.lanes)}; }
+inline Avx512 fma(Avx512 a, Avx512 b, Avx512 c) {
+  return {_mm512_fmadd_ps(a.lanes, b.lanes, c.lanes)};
+}
+inline float sum(Avx512 a) { return _mm512_reduce_add_ps(a.lanes); }
+inline uint32_t at_least(Avx512 a, Avx512 b) {
+  return _mm512_cmp_ps_mask(a.lanes, b.lanes, _CMP_GE_OQ);
+}
+inline uint32_t unordered(Avx512 a) {
+  return _mm512_cmp_ps_mask(a.lanes, a.lanes, _CMP_UNORD_Q);
+}
+
+}  // namespace
+}  // namespace gptx
+
+#include "rows_body.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace gptx {
+const RowKernels avx512_rows = kernels_of<Avx512>();
+}
+#endif

@@ -1,0 +1,115 @@
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "heads.h"
+#include "rows.h"
+#include "topk_attention.h"
+
+namespace gptx {
+namespace {
+
+bool all_zero(const float* row, int64_t count) {
+  int32_t any = 0;
+  for (int64_t j = 0; j < count; ++j) any |= row[j] != 0;
+  return any == 0;
+}
+
+// Copies the gradient of a block's scores, and returns how many columns hold anything: those of the
+// future do only if the caller differentiates a score that no query saw.
+int64_t copy_block(const float* from, int64_t num_rows, int64_t t, int64_t visible, float* to) {
+  std::memcpy(to, from, num_rows * t * sizeof(float));
+  for (int64_t i = 0; i < num_rows; ++i)
+    if (!all_zero(from + i * t + visible, t - visible)) return t;
+  return visible;
+}
+
+}  // namespace
+
+// One thread owns a head: every sum has one order, whatever the number of threads.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backward(
+    const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_scores, const at::Tensor& q,
+    const at::Tensor& k, const at::Tensor& v, const at::Tensor& kept, const at::Tensor& weights,
+    bool needs_grad_prev, const std::string& variant) {
+  const int64_t b = q.size(0), h = q.size(1), s = q.size(2), d = q.size(3), t = k.size(2);
+  const int64_t width = kept.size(3);
+  const at::AutoDispatchBelowADInplaceOrView no_gradients;
+  const RowKernels& rows = row_kernels(variant);
+
+  const auto floats = q.options().dtype(at::kFloat);
+  const bool dense = grad_scores.has_value();
+  const at::Tensor grad_q = at::empty({b, h, s, d}, floats);
+  const at::Tensor grad_k = at::zeros({b, h, t, d}, floats), grad_v = at::zeros({b, h, t, d}, floats);
+  at::Tensor grad_prev = at::empty({0}, floats);
+  if (needs_grad_prev) {
+    grad_prev = dense ? at::empty({b, h, s, t}, floats) : at::zeros({b, h, s, t}, floats);
+  }
+  const Heads grad_outs(grad_out), queries(q), keys(k), values(v);
+  const Heads grad_qs(grad_q), grad_ks(grad_k), grad_vs(grad_v);
+  const at::Tensor incoming = dense ? grad_scores->contiguous() : at::Tensor();
+  const float* incoming_data = dense ? incoming.data_ptr<float>() : nullptr;
+  float* prev_data = needs_grad_prev ? grad_prev.data_ptr<float>() : nullptr;
+  const int32_t* kept_data = kept.data_ptr<int32_t>();
+  const float* weights_data = weights.data_ptr<float>();
+  const float scale = static_cast<float>(1 / std::sqrt(static_cast<double>(d)));
+  const int64_t block = s ? rows_per_block(s, t) : 1;
+
+  at::parallel_for(0, b * h, 1, [&](int64_t begin, int64_t end) {
+    const at::AutoDispatchBelowADInplaceOrView no_gradients_here;
+    std::vector<float> grad_z(width), scaled(width), own(dense && !prev_data ? block * t : 0);
+    for (int64_t head = begin; head < end; ++head) {
+      for (int64_t first = 0; first < s; first += block) {
+        const int64_t num_rows = std::min(block, s - first), offset = (head * s + first) * t;
+        float* pairs = prev_data ? prev_data + offset : own.data();
+        int64_t num_columns = 0;
+        if (dense)
+          num_columns =
+              copy_block(incoming_data + offset, num_rows, t, t - s + first + num_rows, pairs);
+        for (int64_t i = 0; i < num_rows; ++i) {
+          const int64_t query = first + i, row = head * s + query;
+          const int64_t num_kept = std::min(width, t - s + query + 1);
+          const int32_t* row_kept = kept_data + row * width;
+          const float* row_weights = weights_data + row * width;
+          const float* row_grad = grad_outs.head(head) + query * grad_outs.stride();
+
+          rows.dot_products(values.head(head), values.stride(), row_kept, row_grad, num_kept, d,
+                            grad_z.data());
+          float mean = 0;
+          for (int64_t m = 0; m < num_kept; ++m) mean += row_weights[m] * grad_z[m];
+          for (int64_t m = 0; m < num_kept; ++m) {
+            grad_z[m] = row_weights[m] * (grad_z[m] - mean);
+            scaled[m] = scale * grad_z[m];
+          }
+          rows.add_multiples(grad_vs.head(head), grad_vs.stride(), row_kept, row_weights, row_grad,
+                             num_kept, d);
+          if (dense || prev_data)
+            for (int64_t m = 0; m < num_kept; ++m) pairs[i * t + row_kept[m]] += grad_z[m];
+          if (!dense) {
+            rows.weighted_sum(keys.head(head), keys.stride(), row_kept, scaled.data(), num_kept, d,
+                              grad_qs.head(head) + query * grad_qs.stride());
+            rows.add_multiples(grad_ks.head(head), grad_ks.stride(), row_kept, scaled.data(),
+                               queries.head(head) + query * queries.stride(), num_kept, d);
+          }
+        }
+        if (dense) {
+          const at::Tensor grads = matrix(pairs, num_rows, num_columns, t);
+          multiply(matrix(grad_qs.head(head) + first * d, num_rows, d, d), grads,
+                   matrix(keys.head(head), num_columns, d, keys.stride()), 0, scale);
+          multiply(matrix(grad_ks.head(head), num_columns, d, d), grads.t(),
+                   matrix(queries.head(head) + first * queries.stride(), num_rows, d,
+                          queries.stride()),
+                   1, scale);
+        }
+      }
+    }
+  });
+  return {grad_q.to(q.scalar_type()), grad_k.to(k.scalar_type()), grad_v.to(v.scalar_type()),
+          grad_prev};
+}
+
+}  // namespace gptx
