@@ -1,7 +1,8 @@
 """Causal multi-head attention with ALiBi, RealFormer's carried scores and exact top-k selection.
 
-`attention` picks the quickest form, `attention_reference` is the definition they are tested
-against. The score of query i for key j, one formula for every form:
+`attention` picks the quickest form: compiled kernels, PyTorch's own, or a composition of PyTorch's
+operations. `attention_reference` is the definition that they are tested against. The score of query
+i for key j, one formula for every form:
 
     carry_ij = q_i . k_j / sqrt(d) + prev_scores_ij
     z_ij     = carry_ij + slope_h * (j - i)             where j <= i, else -inf
@@ -14,6 +15,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.ops import Backend
+from megatron_gptx.ops import library
+from megatron_gptx.ops.fused_attention import fused_attention
+
 
 def attention(
     q: Tensor,
@@ -25,6 +31,7 @@ def attention(
     prev_scores: Tensor | None = None,
     dropout_p: float = 0.0,
     return_scores: bool = False,
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """Return what each query attends to, and the scores that the next layer adds to its own.
 
@@ -41,15 +48,36 @@ def attention(
         prev_scores: (b, h, s, t) sum over the layers before; None in the first.
         dropout_p: probability that a kept key's weight is dropped, drawn from torch's generator.
         return_scores: whether the next layer wants this one's scores.
+        backend: `fused` for the compiled kernels, `reference` for plain PyTorch, `auto` for the
+            kernels where they can run.
 
     Returns:
         The attended values, (b, h, s, d) in v's type; and the carry, (b, h, s, t), or None. The
         carry holds neither ALiBi nor mask and is at least float32: rounded to bf16, every seventh
         row would tie at its k-th key.
 
+    Raises:
+        UserError: the kernels were asked for and cannot run.
+
     Sources: Explicit Sparse Transformer, arXiv:1912.11637; RealFormer, arXiv:2012.11747; ALiBi,
     arXiv:2108.12409.
     """
+    if backend != "reference":
+        reason = unsupported(q.device.type, q.dtype, top_k=top_k, dropout_p=dropout_p)
+        if reason is None and not library.loaded():
+            reason = "its kernels are not loaded"
+        if reason is None and top_k is not None:
+            return fused_attention(
+                q,
+                k,
+                v,
+                slopes=slopes,
+                top_k=top_k,
+                prev_scores=prev_scores,
+                return_scores=return_scores,
+            )
+        if backend == "fused":
+            raise UserError(f"the fused attention cannot run: {reason}; set ops.backend to auto")
     if top_k is not None and top_k < k.shape[-2]:
         return _TopKAttention.apply(q, k, v, slopes, top_k, prev_scores, dropout_p, return_scores)
     if prev_scores is None and not return_scores:
@@ -63,6 +91,21 @@ def attention(
         dropout_p=dropout_p,
         return_scores=return_scores,
     )
+
+
+def unsupported(
+    device_type: str, dtype: torch.dtype, *, top_k: int | None, dropout_p: float
+) -> str | None:
+    """Return why the kernels cannot attend over such a q, or None where they can, once loaded."""
+    if device_type != "cpu":
+        return f"there is no kernel for the device type {device_type}"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"the kernels take float32, bfloat16 and float16, not {dtype}"
+    if top_k is None:
+        return "without top_k, attention is dense and PyTorch's"
+    if dropout_p > 0:
+        return "the kernels do not drop attention weights"
+    return None
 
 
 def attention_reference(

@@ -8,12 +8,18 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from megatron_gptx.ops.attention import attention, attention_reference
+from megatron_gptx.ops import attention as op
+from megatron_gptx.ops.attention import attention_reference
 from tests.numerics import assert_all_as_accurate
+from tests.ops.attention_inputs import SLOPES, B, D, H, T, quantised_inputs, random_inputs, run
+
+
+def attention(*qkv: Tensor, **options) -> tuple[Tensor, Tensor | None]:
+    """Attend in plain PyTorch; test_fused_attention.py is about the kernels."""
+    return op.attention(*qkv, backend="reference", **options)
+
 
 FORMS = pytest.mark.parametrize("form", [attention, attention_reference])
-SLOPES = torch.tensor([0.5, 0.125, 0.03125])
-B, H, T, D = 2, 3, 13, 4
 
 # Every combination of ALiBi, carried scores and top_k, one above T among them.
 OPTIONS = [
@@ -22,42 +28,6 @@ OPTIONS = [
         [("alibi", SLOPES), ("no-alibi", None)], [True, False], [1, 3, 8, T, T + 5, None]
     )
 ]
-
-
-def random_inputs(
-    *,
-    s: int = T,
-    t: int = T,
-    d: int = D,
-    carry: bool = True,
-    dtype: torch.dtype = torch.float64,
-    seed: int = 0,
-) -> list[Tensor]:
-    """Return q, k, v, and prev_scores where asked for."""
-    generator = torch.Generator().manual_seed(seed)
-    wide = torch.promote_types(dtype, torch.float32)
-    shapes = [((B, H, n, d), dtype) for n in (s, t, t)] + [((B, H, s, t), wide)] * carry
-    return [
-        torch.randn(shape, generator=generator, dtype=torch.float64).to(kind).requires_grad_()
-        for shape, kind in shapes
-    ]
-
-
-def quantised_inputs(*, carry: bool, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Return small whole numbers: exact in any type and order of summation, and full of ties."""
-    inputs = random_inputs(carry=carry)
-    return [x.detach().round().to(dtype).requires_grad_() for x in inputs]
-
-
-def run(form: Callable, inputs: list[Tensor], **options) -> tuple[Tensor, ...]:
-    """Return output, carry where there is one, and the gradients of a sum over both."""
-    q, k, v, *prev_scores = inputs
-    carried = bool(prev_scores)
-    out, scores = form(
-        q, k, v, prev_scores=prev_scores[0] if carried else None, return_scores=carried, **options
-    )
-    total = out.double().sin().sum() + (scores.double().cos().sum() if carried else 0)
-    return (out, *([scores] if carried else []), *torch.autograd.grad(total, inputs))
 
 
 def weights_of(form: Callable, q: Tensor, k: Tensor, **options) -> Tensor:

@@ -1,0 +1,145 @@
+"""Compiling the kernels in csrc/ for this machine: once, whoever asks first.
+
+`python -m megatron_gptx.ops.build` does so ahead of time. The result lies in TORCH_EXTENSIONS_DIR,
+or else in ~/.cache/megatron_gptx, in a folder named after everything that it depends on.
+"""
+
+import fcntl
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+SOURCES = Path(__file__).resolve().parents[2] / "csrc"
+# No a * b + c in one rounding unless a kernel asks for it: a score must not depend on the compiler.
+COMPILER_FLAGS = ("-O3", "-ffp-contract=off", "-fopenmp")
+LINKER_FLAGS = ("-fopenmp",)
+
+
+class BuildError(Exception):
+    """The kernels cannot be built here: the message says why, in one line."""
+
+
+def ensure_built(say: Callable[[str], object], *, sources: Path = SOURCES) -> Path:
+    """Return the compiled library, compiling it first where that has not been done.
+
+    Of processes that come here together, one compiles and the others wait for it.
+
+    Args:
+        say: takes a line before something that lasts.
+        sources: folder of the C++ files, every one of which is compiled.
+
+    Raises:
+        BuildError: there is nothing to compile, or no way to.
+    """
+    files = sorted(path for path in sources.rglob("*") if path.suffix in (".cpp", ".h"))
+    if not files:
+        raise BuildError(f"there are no kernel sources in {sources}")
+    folder = _cache() / f"gptx_{_fingerprint(sources, files)}"
+    library, done = folder / f"{folder.name}.so", folder / "done"
+    if done.exists():
+        return library
+    try:
+        with _exclusive(folder.with_suffix(".lock"), say):
+            if not done.exists():
+                folder.mkdir(exist_ok=True)
+                say(f"building the kernels in {folder}: about a minute, once")
+                _compile([path for path in files if path.suffix == ".cpp"], folder)
+                done.touch()
+    except OSError as error:
+        raise BuildError(f"{folder} cannot be written: {error}") from error
+    return library
+
+
+def _cache() -> Path:
+    chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "megatron_gptx"
+
+
+def _fingerprint(sources: Path, files: list[Path]) -> str:
+    """Return a name for the sources, their flags, and the torch and the machine they are for."""
+    digest = sha256()
+    for part in (torch.__version__, platform.machine(), *COMPILER_FLAGS, *LINKER_FLAGS):
+        digest.update(f"{part}\0".encode())
+    for path in files:
+        digest.update(f"{path.relative_to(sources).as_posix()}\0".encode())
+        digest.update(sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _exclusive(path: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """Hold a lock that the system takes away from a process that dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another process that builds the kernels")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(sources: list[Path], folder: Path) -> None:
+    try:
+        # Takes a second, which only a build is worth.
+        from torch.utils import cpp_extension
+    except ImportError as error:
+        raise BuildError(f"PyTorch's compiler support cannot be imported ({error})") from error
+    # What a build that died has left; the lock around us is the one that counts.
+    (folder / "lock").unlink(missing_ok=True)
+    try:
+        with _scripts_on_path():
+            cpp_extension.load(
+                folder.name,
+                [str(path) for path in sources],
+                extra_cflags=list(COMPILER_FLAGS),
+                extra_ldflags=list(LINKER_FLAGS),
+                build_directory=str(folder),
+                is_python_module=False,
+            )
+    except RuntimeError as error:
+        raise BuildError(_first_error(str(error))) from error
+
+
+@contextmanager
+def _scripts_on_path() -> Iterator[None]:
+    """Let ninja be found beside this interpreter, whose environment need not be active."""
+    before = os.environ.get("PATH", os.defpath)
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{before}"
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
+
+
+def _first_error(output: str) -> str:
+    """Return the line of a failed build that says what is wrong."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    named = [line for line in lines if "error:" in line or "not found" in line]
+    return f"the build failed: {(named or lines or ['no output'])[0]}"
+
+
+def main() -> int:
+    """Build, and say where."""
+    try:
+        library = ensure_built(_note)
+    except BuildError as error:
+        _note(str(error))
+        return 1
+    sys.stdout.write(f"{library}\n")
+    return 0
+
+
+def _note(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
