@@ -10,6 +10,7 @@ from pydantic import Field
 from megatron_gptx.config.batch import Batch, derive_batch
 from megatron_gptx.config.data import DataConfig
 from megatron_gptx.config.model import ModelConfig
+from megatron_gptx.config.ops import OpsConfig
 from megatron_gptx.config.output import GenerationConfig, LoggingConfig, OutputConfig
 from megatron_gptx.config.parallel import LaunchConfig, ParallelConfig
 from megatron_gptx.config.section import Problem, Section
@@ -77,6 +78,7 @@ class Config(Section):
         description="Arithmetic of the layers; `bf16` and `fp16` keep fp32 master weights, `fp16` "
         "scales the loss dynamically.",
     )
+    ops: OpsConfig = Field(default_factory=OpsConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     launch: LaunchConfig = Field(default_factory=LaunchConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)

@@ -1,10 +1,13 @@
 """A trained model in this process, from a checkpoint of any number of stages."""
 
+import sys
+
 import torch
 
 from megatron_gptx.checkpoint.layout import Checkpoint, CheckpointError, newest
 from megatron_gptx.checkpoint.load import check_model, load_layers
 from megatron_gptx.config.schema import Config
+from megatron_gptx.model.attention import choose_backend
 from megatron_gptx.model.sequential import GPTXSequential
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -15,6 +18,7 @@ def load_model(config: Config, device: torch.device) -> tuple[GPTXSequential, Ch
 
     Raises:
         CheckpointError: there is no checkpoint, or it is damaged or of another model.
+        UserError: the configuration asks for kernels that cannot run.
     """
     checkpoint = newest(config.output.run_dir)
     if checkpoint is None:
@@ -27,4 +31,12 @@ def load_model(config: Config, device: torch.device) -> tuple[GPTXSequential, Ch
     load_layers(checkpoint, model.local_layers())
     # Half precision is for accelerators; on a CPU it would only round.
     dtype = torch.float32 if device.type == "cpu" else DTYPES[config.precision]
+    choose_backend(
+        model,
+        config.model.attention,
+        config.ops.backend,
+        device_type=device.type,
+        training=False,
+        say=lambda line: sys.stderr.write(f"{line}\n"),
+    )
     return model.to(device, dtype).eval(), checkpoint
