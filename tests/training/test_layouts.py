@@ -73,13 +73,16 @@ def test_residual_scores_change_the_loss(run):
 def test_losses_are_equal_within_rounding_for_replicas_and_zero_stages(
     run, stages, replicas, zero_stage, clipping
 ):
+    # Rounding that lifts one key over another is a jump that no bound on rounding covers. With this
+    # seed, plain PyTorch meets no such pair of keys in twenty steps.
+    options = {"optimizer__gradient_clipping": clipping, "ops__backend": "reference"}
     split = run(
-        optimizer__gradient_clipping=clipping,
+        **options,
         parallel__pipeline_stages=stages,
         parallel__data_replicas=replicas,
         parallel__zero_stage=zero_stage,
     )
-    assert split == pytest.approx(run(optimizer__gradient_clipping=clipping), rel=ROUNDING)
+    assert split == pytest.approx(run(**options), rel=ROUNDING)
 
 
 def test_clipping_is_active_in_these_runs(run):
