@@ -186,7 +186,9 @@ def test_a_file_that_cannot_be_written_is_a_message(trained, tokenizer, tmp_path
     config = with_tokenizer(trained(), tokenizer)
     status, _, said = generate_py(config, "--prompt", "!", "--output", str(tmp_path / "no" / "x"))
     assert status == 2
-    assert said == f"--output {tmp_path}/no/x cannot be written: No such file or directory\n"
+    note, message = said.splitlines()
+    assert note.startswith("attention: ")
+    assert message == f"--output {tmp_path}/no/x cannot be written: No such file or directory"
 
 
 def test_a_run_without_a_checkpoint_is_a_message(trained, tokenizer, tmp_path, generate_py):
