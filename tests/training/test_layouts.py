@@ -73,8 +73,8 @@ def test_residual_scores_change_the_loss(run):
 def test_losses_are_equal_within_rounding_for_replicas_and_zero_stages(
     run, stages, replicas, zero_stage, clipping
 ):
-    # Rounding that lifts one key over another is a jump that no bound on rounding covers. With this
-    # seed, plain PyTorch meets no such pair of keys in twenty steps.
+    # Rounding that lifts one key over another is a jump that no bound on rounding covers. With the
+    # kernels, this seed shows a jump of 1e-4 at step 11, other seeds none; plain PyTorch shows none.
     options = {"optimizer__gradient_clipping": clipping, "ops__backend": "reference"}
     split = run(
         **options,
