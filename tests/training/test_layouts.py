@@ -74,7 +74,7 @@ def test_losses_are_equal_within_rounding_for_replicas_and_zero_stages(
     run, stages, replicas, zero_stage, clipping
 ):
     # Rounding that lifts one key over another is a jump that no bound on rounding covers. With the
-    # kernels, this seed shows a jump of 1e-4 at step 11, other seeds none; plain PyTorch shows none.
+    # kernels, this seed shows a jump of 1e-4 at step 11, and other seeds none.
     options = {"optimizer__gradient_clipping": clipping, "ops__backend": "reference"}
     split = run(
         **options,
