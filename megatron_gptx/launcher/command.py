@@ -30,8 +30,10 @@ def decode(word: str) -> Config:
 
 def rendezvous(config: Config) -> dict[str, str | int]:
     """Return where the ranks of a run meet, what the configuration leaves open filled in."""
-    hosts = hostfile_slots(Path(config.launch.hostfile)) if config.launch.hostfile else {}
-    address = config.launch.master_addr or next(iter(hosts), "127.0.0.1")
+    address = config.launch.master_addr
+    if address is None:
+        hostfile = config.launch.hostfile
+        address = next(iter(hostfile_slots(Path(hostfile)))) if hostfile else "127.0.0.1"
     return {"master_addr": address, "master_port": config.launch.master_port or _free_port()}
 
 
@@ -42,6 +44,7 @@ def launch_command(
     worker = [str(script), "--config", encode(config), *arguments]
     if script.name in SINGLE_PROCESS:
         return [sys.executable, *worker]
+    meeting = rendezvous(config)
     if config.launch.hostfile is None:
         # One node needs no runner, and without it signals and exit statuses reach us.
         # It replaces CUDA_VISIBLE_DEVICES by what it is given here.
@@ -52,7 +55,7 @@ def launch_command(
         return [
             *(sys.executable, "-m", "deepspeed.launcher.launch"),
             f"--world_info={base64.urlsafe_b64encode(world.encode()).decode()}",
-            *("--master_addr=127.0.0.1", f"--master_port={config.launch.master_port}"),
+            *("--master_addr=127.0.0.1", f"--master_port={meeting['master_port']}"),
             *("--no_local_rank", "--log_level=critical"),
             *worker,
         ]
@@ -60,8 +63,8 @@ def launch_command(
         *(sys.executable, "-m", "deepspeed.launcher.runner"),
         *("--hostfile", config.launch.hostfile, "--launcher", config.launch.launcher),
         *(("--launcher_args", config.launch.launcher_args) if config.launch.launcher_args else ()),
-        *("--master_addr", str(config.launch.master_addr)),
-        *("--master_port", str(config.launch.master_port), "--no_local_rank", "--force_multi"),
+        *("--master_addr", str(meeting["master_addr"])),
+        *("--master_port", str(meeting["master_port"]), "--no_local_rank", "--force_multi"),
         *map(shlex.quote, worker),
     ]
 

@@ -128,8 +128,11 @@ def resolve(config: Config) -> tuple[Config, Placement]:
     """Return the configuration with replicas and batch sizes decided, and where its ranks go."""
     placement = place(config)
     parallel = config.parallel.model_copy(update={"data_replicas": placement.replicas})
-    launch = config.launch.model_copy(update=rendezvous(config))
-    config = config.model_copy(update={"parallel": parallel, "launch": launch})
+    config = config.model_copy(update={"parallel": parallel})
+    if config.launch.hostfile is not None:
+        # Not every launcher tells ranks of other nodes where they meet.
+        launch = config.launch.model_copy(update=rendezvous(config))
+        config = config.model_copy(update={"launch": launch})
     try:
         _ = config.batch
     except ValueError as error:

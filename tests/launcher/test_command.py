@@ -86,6 +86,7 @@ def test_hosts_are_started_by_deepspeeds_runner(tmp_path):
         tmp_path,
         tmp_path,
         launch__hostfile="hosts",
+        launch__master_addr="node1",
         launch__launcher="slurm",
         launch__launcher_args="--partition gpu --exclusive",
     )
@@ -94,13 +95,14 @@ def test_hosts_are_started_by_deepspeeds_runner(tmp_path):
     for option, value in {
         "--hostfile": "hosts",
         "--launcher": "slurm",
+        "--master_addr": "node1",
         "--launcher_args": "--partition gpu --exclusive",
     }.items():
         assert command[command.index(option) + 1] == value
 
 
 def test_arguments_cross_a_remote_shell_unharmed(tmp_path):
-    config = tiny_config(tmp_path, tmp_path, launch__hostfile="hosts")
+    config = tiny_config(tmp_path, tmp_path, launch__hostfile="hosts", launch__master_addr="node1")
     hostile = ["--note", "two words; $(touch harm) `id` 'x' \"y\" & | > *"]
     command = launch_command(config, Placement("cuda", 1, 2), Path("other.py"), hostile)
     remote = " ".join(command[command.index("other.py") + 1 :])
