@@ -1,4 +1,4 @@
-"""Which attention weights are dropped is a function of seed and place, and as random as it has to be."""
+"""Which attention weights are dropped is a function of seed and place alone, and random enough."""
 
 import pytest
 import torch
