@@ -1,4 +1,4 @@
-// What the forward and the backward pass share: plain float32 views of one head, and their products.
+// What the passes share: plain float32 views of one head, and their products.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,11 +10,15 @@
 
 namespace gptx {
 
-// Scores of one block of queries: small enough for a core's second-level cache, with room to spare.
-constexpr int64_t kBlockFloats = 128 * 1024;
+// Queries that one task takes: whole groups of every variant's kRows.
+constexpr int64_t kBlock = 42;
 
-inline int64_t rows_per_block(int64_t num_rows, int64_t num_keys) {
-  return std::min(num_rows, std::clamp<int64_t>(kBlockFloats / num_keys, 16, 256));
+// grads becomes the gradient of the scores, from that of the weights of a softmax over them.
+inline void softmax_gradient(const float* weights, int64_t num_kept, float* grads) {
+  double sum = 0;
+  for (int64_t m = 0; m < num_kept; ++m) sum += weights[m] * grads[m];
+  const float mean = static_cast<float>(sum);
+  for (int64_t m = 0; m < num_kept; ++m) grads[m] = weights[m] * (grads[m] - mean);
 }
 
 // (b, h, n, d) float32, the last dimension dense; any strides before it.

@@ -7,21 +7,13 @@
 
 namespace gptx {
 
-// Here and not in rows_body.h: what the standard library's algorithms become is shared by all files.
-void keep_largest(uint64_t* keys, int64_t num_keys, int64_t k) {
-  if (num_keys - k > 16) {
-    std::nth_element(keys, keys + k, keys + num_keys, std::greater<uint64_t>());
-    std::sort(keys, keys + k, [](uint64_t a, uint64_t b) {
-      return static_cast<uint32_t>(a) < static_cast<uint32_t>(b);
-    });
-    return;
-  }
-  for (; num_keys > k; --num_keys) {
-    int64_t smallest = 0;
-    for (int64_t m = 1; m < num_keys; ++m) smallest = keys[m] < keys[smallest] ? m : smallest;
-    std::copy(keys + smallest + 1, keys + num_keys, keys + smallest);
-  }
+// These two here and not in a body: what the standard library's algorithms become is shared by all
+// files, so that no vector instruction may get into it.
+void keep_largest(int64_t* keys, int64_t num_keys, int64_t k) {
+  std::nth_element(keys, keys + k - 1, keys + num_keys, std::greater<int64_t>());
 }
+
+void sort_ascending(int64_t* keys, int64_t num_keys) { std::sort(keys, keys + num_keys); }
 
 std::vector<std::string> row_variants() {
   std::vector<std::string> names;

@@ -1,4 +1,4 @@
-// What one query needs of its keys: the choice of k of them, and sums over those.
+// What a few queries need of their keys: the choice of the best ones, and sums over those.
 //
 // Every vector width has its own copy of these functions; the widest that the CPU runs is chosen
 // when the program starts. All of them take float32 and rows that lie `stride` floats apart.
@@ -10,19 +10,57 @@
 
 namespace gptx {
 
-// Room that `choose` works in; t floats and t keys, rounded up to a whole vector.
-struct RowScratch {
-  explicit RowScratch(int64_t num_keys) : z(num_keys + 16), keys(num_keys) {}
-  std::vector<float> z;
-  std::vector<uint64_t> keys;
+// Keys lie in panels of this many, element by element: the lanes of a vector are neighbouring keys.
+constexpr int64_t kPanel = 32;
+
+inline int64_t num_panels(int64_t num_keys) { return (num_keys + kPanel - 1) / kPanel; }
+
+// The keys of one head, transposed panel by panel, and the length of the longest in each panel.
+struct Panels {
+  Panels(int64_t num_keys, int64_t d)
+      : data(num_panels(num_keys) * kPanel * d), longest(num_panels(num_keys)) {}
+  std::vector<float> data;
+  std::vector<float> longest;
+};
+
+// Consecutive queries of one head and what they may look at. The score of query i for key j is
+// scale * q_i . k_j + prev_ij, and z adds slope * (j - i) to it.
+struct Queries {
+  const float* rows;        // (num_rows, d); with d = 0 the scores are the previous ones
+  int64_t stride;
+  int64_t num_rows;
+  int64_t position;         // of the first one, among the keys
+  const int32_t* row_start; // (num_rows) first visible key of each, or null for the first of all
+  int64_t d;
+  float scale;
+  float slope;
+  int64_t top_k;
+  const float* prev;        // (num_rows, num_keys), or null
+  float* carry;             // takes the scores of visible keys; may be prev; or null
+  bool skip;                // pass over panels in which no key can be among the best
+};
+
+// Whether so many best keys are held as a sorted list.
+inline bool is_sorted(int64_t top_k) { return top_k <= 64; }
+
+// Room for the best keys of as many queries as any variant takes at a time.
+struct ChoiceScratch {
+  static constexpr int64_t kMostRows = 16;
+  explicit ChoiceScratch(int64_t top_k)
+      // A sorted list fills whole vectors.
+      : capacity(is_sorted(top_k) ? (top_k + 7) / 8 * 8 : 2 * top_k), keys(kMostRows * capacity) {}
+  int64_t capacity;  // of one query
+  std::vector<int64_t> keys;
 };
 
 struct RowKernels {
-  // Writes the min(top_k, count) keys with the largest z = score + slope * (j - (count - 1)), in
-  // ascending order, and their softmax. Of equal z the larger j wins. Where a z is NaN, the weights
-  // are NaN.
-  void (*choose)(const float* scores, int64_t count, float slope, int64_t top_k,
-                 RowScratch& scratch, int32_t* kept, float* weights);
+  // Transposes (num_keys, d) rows, filling the last panel up with zeros.
+  void (*pack)(const float* rows, int64_t stride, int64_t num_keys, int64_t d, Panels& panels);
+  // Writes, for each query, its min(top_k, visible) keys with the largest z in ascending order, and
+  // their softmax; (num_rows, width) each, where unused slots become -1 and 0. Of equal z the larger
+  // j wins. Where a visible z is NaN all weights are, and where no z is above -inf all are 0.
+  void (*choose)(const Queries& queries, const Panels& panels, int64_t num_keys, int64_t width,
+                 ChoiceScratch& scratch, int32_t* kept, float* weights);
   // out = sum over m of weights[m] * rows[kept[m]]
   void (*weighted_sum)(const float* rows, int64_t stride, const int32_t* kept,
                        const float* weights, int64_t num_kept, int64_t d, float* out);
@@ -34,8 +72,10 @@ struct RowKernels {
                         const float* x, int64_t num_kept, int64_t d);
 };
 
-// Leaves the k largest of the keys, in ascending order of their low 32 bits, which is how they come.
-void keep_largest(uint64_t* keys, int64_t num_keys, int64_t k);
+// Moves the k largest of the keys to the front, the smallest of them last.
+void keep_largest(int64_t* keys, int64_t num_keys, int64_t k);
+
+void sort_ascending(int64_t* keys, int64_t num_keys);
 
 extern const RowKernels scalar_rows;
 #if defined(__x86_64__)

@@ -19,7 +19,7 @@ namespace gptx {
 namespace {
 
 struct Avx2 {
-  static constexpr int W = 8;
+  static constexpr int W = 8, kRows = 6, kColumns = 2;
   __m256 lanes;
 
   static __m256i first(int64_t n) {
@@ -36,19 +36,47 @@ struct Avx2 {
   }
   void store(float* to) const { _mm256_storeu_ps(to, lanes); }
   void store_part(float* to, int64_t n) const { _mm256_maskstore_ps(to, first(n), lanes); }
+
+  struct Eight {
+    __m256i low, high;
+    static __m256i larger(__m256i a, __m256i b) {
+      return _mm256_blendv_epi8(b, a, _mm256_cmpgt_epi64(a, b));
+    }
+    static __m256i smaller(__m256i a, __m256i b) {
+      return _mm256_blendv_epi8(a, b, _mm256_cmpgt_epi64(a, b));
+    }
+    // Keys one place further, the last of `before` in the first.
+    static __m256i shift(__m256i keys, __m256i before) {
+      return _mm256_alignr_epi8(keys, _mm256_permute2x128_si256(before, keys, 0x21), 8);
+    }
+    static Eight load(const int64_t* from) {
+      const __m256i* place = reinterpret_cast<const __m256i*>(from);
+      return {_mm256_loadu_si256(place), _mm256_loadu_si256(place + 1)};
+    }
+    void store(int64_t* to) const {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), low);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to) + 1, high);
+    }
+    int64_t insert(int64_t key) {
+      const __m256i added = _mm256_set1_epi64x(key);
+      const int64_t last = _mm256_extract_epi64(high, 3);
+      high = larger(high, smaller(shift(high, low), added));
+      low = larger(low, smaller(shift(low, _mm256_set1_epi64x(INT64_MAX)), added));
+      return std::min(last, key);
+    }
+  };
 };
 
 inline Avx2 add(Avx2 a, Avx2 b) { return {_mm256_add_ps(a.lanes, b.lanes)}; }
 inline Avx2 mul(Avx2 a, Avx2 b) { return {_mm256_mul_ps(a.lanes, b.lanes)}; }
-inline Avx2 max(Avx2 a, Avx2 b) { return {_mm256_max_ps(a.lanes, b.lanes)}; }
 inline Avx2 fma(Avx2 a, Avx2 b, Avx2 c) { return {_mm256_fmadd_ps(a.lanes, b.lanes, c.lanes)}; }
 inline float sum(Avx2 a) {
   const __m128 half = _mm_add_ps(_mm256_castps256_ps128(a.lanes), _mm256_extractf128_ps(a.lanes, 1));
   const __m128 quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
 }
-inline uint32_t at_least(Avx2 a, Avx2 b) {
-  return _mm256_movemask_ps(_mm256_cmp_ps(a.lanes, b.lanes, _CMP_GE_OQ));
+inline uint32_t not_at_most(Avx2 a, Avx2 b) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(a.lanes, b.lanes, _CMP_NLE_UQ));
 }
 inline uint32_t unordered(Avx2 a) {
   return _mm256_movemask_ps(_mm256_cmp_ps(a.lanes, a.lanes, _CMP_UNORD_Q));

@@ -19,7 +19,7 @@ namespace gptx {
 namespace {
 
 struct Avx512 {
-  static constexpr int W = 16;
+  static constexpr int W = 16, kRows = 14, kColumns = 2;
   __m512 lanes;
 
   static __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
@@ -33,17 +33,29 @@ struct Avx512 {
   }
   void store(float* to) const { _mm512_storeu_ps(to, lanes); }
   void store_part(float* to, int64_t n) const { _mm512_mask_storeu_ps(to, first(n), lanes); }
+
+  struct Eight {
+    __m512i keys;
+    static Eight load(const int64_t* from) { return {_mm512_loadu_si512(from)}; }
+    void store(int64_t* to) const { _mm512_storeu_si512(to, keys); }
+    int64_t insert(int64_t key) {
+      const __m512i added = _mm512_set1_epi64(key);
+      const __m512i left = _mm512_alignr_epi64(keys, _mm512_set1_epi64(INT64_MAX), 7);
+      const __m256i high = _mm512_extracti64x4_epi64(keys, 1);
+      keys = _mm512_max_epi64(keys, _mm512_min_epi64(left, added));
+      return std::min<int64_t>(_mm256_extract_epi64(high, 3), key);
+    }
+  };
 };
 
 inline Avx512 add(Avx512 a, Avx512 b) { return {_mm512_add_ps(a.lanes, b.lanes)}; }
 inline Avx512 mul(Avx512 a, Avx512 b) { return {_mm512_mul_ps(a.lanes, b.lanes)}; }
-inline Avx512 max(Avx512 a, Avx512 b) { return {_mm512_max_ps(a.lanes, b.lanes)}; }
 inline Avx512 fma(Avx512 a, Avx512 b, Avx512 c) {
   return {_mm512_fmadd_ps(a.lanes, b.lanes, c.lanes)};
 }
 inline float sum(Avx512 a) { return _mm512_reduce_add_ps(a.lanes); }
-inline uint32_t at_least(Avx512 a, Avx512 b) {
-  return _mm512_cmp_ps_mask(a.lanes, b.lanes, _CMP_GE_OQ);
+inline uint32_t not_at_most(Avx512 a, Avx512 b) {
+  return _mm512_cmp_ps_mask(a.lanes, b.lanes, _CMP_NLE_UQ);
 }
 inline uint32_t unordered(Avx512 a) {
   return _mm512_cmp_ps_mask(a.lanes, a.lanes, _CMP_UNORD_Q);

@@ -1,4 +1,4 @@
-// Plain C++, four lanes at a time so that the compiler may use whatever the CPU always has.
+// Plain C++ in vectors of four, which the compiler maps to whatever the CPU always has.
 #include <algorithm>
 #include <cmath>
 
@@ -8,50 +8,56 @@ namespace gptx {
 namespace {
 
 struct Scalar {
-  static constexpr int W = 4;
-  float lane[W];
+  static constexpr int W = 4, kRows = 6, kColumns = 2;
+  typedef float Lanes __attribute__((vector_size(W * sizeof(float))));
+  Lanes lanes;
 
-  template <class F>
-  static Scalar each(F f) {
+  static Scalar fill(float x) { return {Lanes{x, x, x, x}}; }
+  static Scalar positions() { return {Lanes{0, 1, 2, 3}}; }
+  static Scalar load(const float* from) {
     Scalar out;
-    for (int i = 0; i < W; ++i) out.lane[i] = f(i);
+    __builtin_memcpy(&out.lanes, from, sizeof out.lanes);
     return out;
   }
-  static Scalar fill(float x) {
-    return each([=](int) { return x; });
-  }
-  static Scalar positions() {
-    return each([](int i) { return static_cast<float>(i); });
-  }
-  static Scalar load(const float* from) {
-    return each([=](int i) { return from[i]; });
-  }
   static Scalar load_part(const float* from, int64_t n, float rest) {
-    return each([=](int i) { return i < n ? from[i] : rest; });
+    Scalar out = fill(rest);
+    for (int64_t i = 0; i < n; ++i) out.lanes[i] = from[i];
+    return out;
   }
-  void store(float* to) const { std::copy(lane, lane + W, to); }
-  void store_part(float* to, int64_t n) const { std::copy(lane, lane + n, to); }
+  void store(float* to) const { __builtin_memcpy(to, &lanes, sizeof lanes); }
+  void store_part(float* to, int64_t n) const {
+    for (int64_t i = 0; i < n; ++i) to[i] = lanes[i];
+  }
+
+  struct Eight {
+    int64_t keys[8];
+    static Eight load(const int64_t* from) {
+      Eight out;
+      std::copy(from, from + 8, out.keys);
+      return out;
+    }
+    void store(int64_t* to) const { std::copy(keys, keys + 8, to); }
+    int64_t insert(int64_t key) {
+      const int64_t last = keys[7];
+      for (int m = 7; m > 0; --m) keys[m] = std::max(keys[m], std::min(keys[m - 1], key));
+      keys[0] = std::max(keys[0], key);
+      return std::min(last, key);
+    }
+  };
 };
 
-inline Scalar add(Scalar a, Scalar b) {
-  return Scalar::each([=](int i) { return a.lane[i] + b.lane[i]; });
-}
-inline Scalar mul(Scalar a, Scalar b) {
-  return Scalar::each([=](int i) { return a.lane[i] * b.lane[i]; });
-}
-inline Scalar max(Scalar a, Scalar b) {
-  return Scalar::each([=](int i) { return std::max(a.lane[i], b.lane[i]); });
-}
-inline Scalar fma(Scalar a, Scalar b, Scalar c) { return add(mul(a, b), c); }
-inline float sum(Scalar a) { return (a.lane[0] + a.lane[1]) + (a.lane[2] + a.lane[3]); }
-inline uint32_t at_least(Scalar a, Scalar b) {
+inline Scalar add(Scalar a, Scalar b) { return {a.lanes + b.lanes}; }
+inline Scalar mul(Scalar a, Scalar b) { return {a.lanes * b.lanes}; }
+inline Scalar fma(Scalar a, Scalar b, Scalar c) { return {a.lanes * b.lanes + c.lanes}; }
+inline float sum(Scalar a) { return (a.lanes[0] + a.lanes[1]) + (a.lanes[2] + a.lanes[3]); }
+inline uint32_t not_at_most(Scalar a, Scalar b) {
   uint32_t bits = 0;
-  for (int i = 0; i < Scalar::W; ++i) bits |= uint32_t(a.lane[i] >= b.lane[i]) << i;
+  for (int i = 0; i < Scalar::W; ++i) bits |= uint32_t(!(a.lanes[i] <= b.lanes[i])) << i;
   return bits;
 }
 inline uint32_t unordered(Scalar a) {
   uint32_t bits = 0;
-  for (float x : a.lane) bits |= x != x;
+  for (int i = 0; i < Scalar::W; ++i) bits |= uint32_t(a.lanes[i] != a.lanes[i]) << i;
   return bits;
 }
 

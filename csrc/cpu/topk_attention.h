@@ -4,22 +4,32 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
-#include <string>
 #include <tuple>
+
+#include "selection.h"
 
 namespace gptx {
 
-// Returns out (b, h, s, d) in v's type, scores (b, h, s, t) or (0), kept keys (b, h, s, n) int32
-// and their weights, n = min(top_k, t). A row of fewer keys fills up with zeros.
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention(
+// Returns out (b, h, s, d) in v's type, kept keys (b, h, s, n) int32 and their weights before
+// dropout, n = min(top_k, t). A row of fewer keys ends with -1 and 0. Where `carry` is defined it
+// takes the scores, (b, h, s, t), 0 for keys that a query does not see; it may be `prev`, which is
+// then 0 there already.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> topk_attention(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-    const std::optional<at::Tensor>& slopes, int64_t top_k,
-    const std::optional<at::Tensor>& prev_scores, bool return_scores, const std::string& variant);
+    const std::optional<at::Tensor>& prev, const at::Tensor& carry, const Selection& selection);
 
-// Returns the gradients of q, k, v, and of prev_scores where it is asked for, else (0).
+// Returns the gradients of q, k, v, and of the previous scores where it is asked for, else (0).
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backward(
     const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_scores, const at::Tensor& q,
     const at::Tensor& k, const at::Tensor& v, const at::Tensor& kept, const at::Tensor& weights,
-    bool needs_grad_prev, const std::string& variant);
+    const Selection& selection, bool needs_grad_prev);
+
+// Returns probabilities like scores (b, h, s, t), and kept keys and weights as above.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> topk_softmax(const at::Tensor& scores,
+                                                            const Selection& selection);
+
+// Returns the gradient of the scores, like grad_probs (b, h, s, t).
+at::Tensor topk_softmax_backward(const at::Tensor& grad_probs, const at::Tensor& kept,
+                                 const at::Tensor& weights, const Selection& selection);
 
 }  // namespace gptx

@@ -14,19 +14,19 @@
 namespace gptx {
 namespace {
 
-bool all_zero(const float* row, int64_t count) {
-  int32_t any = 0;
-  for (int64_t j = 0; j < count; ++j) any |= row[j] != 0;
-  return any == 0;
+// Gradients of one block of scores: small enough for a core's second-level cache, with room to spare.
+constexpr int64_t kBlockFloats = 128 * 1024;
+
+int64_t rows_per_block(int64_t num_rows, int64_t num_keys) {
+  return std::min(num_rows, std::clamp<int64_t>(kBlockFloats / num_keys, 16, 256));
 }
 
-// Copies the gradient of a block's scores, and returns how many columns hold anything: those of the
-// future do only if the caller differentiates a score that no query saw.
-int64_t copy_block(const float* from, int64_t num_rows, int64_t t, int64_t visible, float* to) {
-  std::memcpy(to, from, num_rows * t * sizeof(float));
-  for (int64_t i = 0; i < num_rows; ++i)
-    if (!all_zero(from + i * t + visible, t - visible)) return t;
-  return visible;
+// Copies the gradient of one query's scores; those of keys that it does not see are constants.
+void copy_seen(const float* from, int64_t first, int64_t stop, int64_t t, float* to) {
+  first = std::min(first, stop);
+  std::fill(to, to + first, 0.0f);
+  std::memcpy(to + first, from + first, (stop - first) * sizeof(float));
+  std::fill(to + stop, to + t, 0.0f);
 }
 
 }  // namespace
@@ -35,11 +35,11 @@ int64_t copy_block(const float* from, int64_t num_rows, int64_t t, int64_t visib
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backward(
     const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_scores, const at::Tensor& q,
     const at::Tensor& k, const at::Tensor& v, const at::Tensor& kept, const at::Tensor& weights,
-    bool needs_grad_prev, const std::string& variant) {
+    const Selection& selection, bool needs_grad_prev) {
   const int64_t b = q.size(0), h = q.size(1), s = q.size(2), d = q.size(3), t = k.size(2);
   const int64_t width = kept.size(3);
   const at::AutoDispatchBelowADInplaceOrView no_gradients;
-  const RowKernels& rows = row_kernels(variant);
+  const RowKernels& rows = row_kernels(selection.variant);
 
   const auto floats = q.options().dtype(at::kFloat);
   const bool dense = grad_scores.has_value();
@@ -56,40 +56,43 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backwa
   float* prev_data = needs_grad_prev ? grad_prev.data_ptr<float>() : nullptr;
   const int32_t* kept_data = kept.data_ptr<int32_t>();
   const float* weights_data = weights.data_ptr<float>();
+  const RowStarts starts(selection.row_start);
+  const Dropout dropout(selection.dropout_p, selection.seed);
   const float scale = static_cast<float>(1 / std::sqrt(static_cast<double>(d)));
   const int64_t block = s ? rows_per_block(s, t) : 1;
 
   at::parallel_for(0, b * h, 1, [&](int64_t begin, int64_t end) {
     const at::AutoDispatchBelowADInplaceOrView no_gradients_here;
-    std::vector<float> grad_z(width), scaled(width), own(dense && !prev_data ? block * t : 0);
+    std::vector<float> grad_z(width), scaled(width), used(width);
+    std::vector<float> own(dense && !prev_data ? block * t : 0);
     for (int64_t head = begin; head < end; ++head) {
+      const int32_t* start = starts.batch(head / h);
       for (int64_t first = 0; first < s; first += block) {
         const int64_t num_rows = std::min(block, s - first), offset = (head * s + first) * t;
+        const int64_t num_columns = t - s + first + num_rows;
         float* pairs = prev_data ? prev_data + offset : own.data();
-        int64_t num_columns = 0;
-        if (dense)
-          num_columns =
-              copy_block(incoming_data + offset, num_rows, t, t - s + first + num_rows, pairs);
         for (int64_t i = 0; i < num_rows; ++i) {
-          const int64_t query = first + i, row = head * s + query;
-          const int64_t num_kept = std::min(width, t - s + query + 1);
+          const int64_t query = first + i, row = head * s + query, position = t - s + query;
           const int32_t* row_kept = kept_data + row * width;
           const float* row_weights = weights_data + row * width;
           const float* row_grad = grad_outs.head(head) + query * grad_outs.stride();
+          const int64_t num_kept = num_used(row_kept, width);
 
           rows.dot_products(values.head(head), values.stride(), row_kept, row_grad, num_kept, d,
                             grad_z.data());
-          float mean = 0;
-          for (int64_t m = 0; m < num_kept; ++m) mean += row_weights[m] * grad_z[m];
-          for (int64_t m = 0; m < num_kept; ++m) {
-            grad_z[m] = row_weights[m] * (grad_z[m] - mean);
-            scaled[m] = scale * grad_z[m];
-          }
-          rows.add_multiples(grad_vs.head(head), grad_vs.stride(), row_kept, row_weights, row_grad,
+          dropout.apply(head / h, head % h, position, row_kept, grad_z.data(), num_kept, grad_z.data());
+          softmax_gradient(row_weights, num_kept, grad_z.data());
+          dropout.apply(head / h, head % h, position, row_kept, row_weights, num_kept, used.data());
+          rows.add_multiples(grad_vs.head(head), grad_vs.stride(), row_kept, used.data(), row_grad,
                              num_kept, d);
+          if (dense) {
+            copy_seen(incoming_data + offset + i * t, start ? start[query] : 0, position + 1, t,
+                      pairs + i * t);
+          }
           if (dense || prev_data)
             for (int64_t m = 0; m < num_kept; ++m) pairs[i * t + row_kept[m]] += grad_z[m];
           if (!dense) {
+            for (int64_t m = 0; m < num_kept; ++m) scaled[m] = scale * grad_z[m];
             rows.weighted_sum(keys.head(head), keys.stride(), row_kept, scaled.data(), num_kept, d,
                               grad_qs.head(head) + query * grad_qs.stride());
             rows.add_multiples(grad_ks.head(head), grad_ks.stride(), row_kept, scaled.data(),

@@ -36,7 +36,6 @@ def load_model(config: Config, device: torch.device) -> tuple[GPTXSequential, Ch
         config.model.attention,
         config.ops.backend,
         device_type=device.type,
-        training=False,
         say=lambda line: sys.stderr.write(f"{line}\n"),
     )
     return model.to(device, dtype).eval(), checkpoint

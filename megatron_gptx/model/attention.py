@@ -34,7 +34,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Map (b, s, m) activations and (b, h, s, t) scores to the same pair.
 
-        The scores are None in the first layer, and on return unless `return_scores`.
+        The scores are None in the first layer, and on return unless `return_scores`. Those that are
+        returned may lie where `prev_scores` lay.
         """
         if self.slopes is not None:
             self.slopes = self.slopes.to(x.device)
@@ -49,6 +50,7 @@ class Attention(nn.Module):
             prev_scores=prev_scores,
             dropout_p=self.dropout_p if self.training else 0.0,
             return_scores=return_scores,
+            reuse_scores=True,
             backend=self.backend,
         )
         return self.output(mixed.transpose(1, 2).flatten(2)), scores
@@ -60,7 +62,6 @@ def choose_backend(
     backend: Backend,
     *,
     device_type: str,
-    training: bool,
     say: Callable[[str], object],
 ) -> None:
     """Give every attention in a model its backend, and load the kernels if it may use them.
@@ -70,7 +71,6 @@ def choose_backend(
         config: what they compute.
         backend: what the user asked for.
         device_type: where they will run, as torch names it.
-        training: whether attention weights will be dropped where the configuration says so.
         say: takes one line with the choice and its reason, and one before a build.
 
     Raises:
@@ -79,9 +79,8 @@ def choose_backend(
     if backend == "reference":
         problem: str | None = "ops.backend asks for it"
     else:
-        dropout_p = config.dropout if training else 0.0
         # Every precision of a configuration is one that the kernels take.
-        problem = unsupported(device_type, torch.float32, top_k=config.top_k, dropout_p=dropout_p)
+        problem = unsupported(device_type, torch.float32, top_k=config.top_k)
         # Last, for it may have to build them.
         problem = problem or library.load(say)
     if problem and backend == "fused":

@@ -56,7 +56,7 @@ class LayerRunner:
         for start, stop, recompute in self.groups:
             if recompute and training:
                 x, carry = checkpoint(
-                    self._run_range,
+                    self._run_recomputed,
                     *(x, carry, start, stop, micro_batch),
                     use_reentrant=False,
                     preserve_rng_state=False,  # every layer seeds its own stream
@@ -64,6 +64,14 @@ class LayerRunner:
             else:
                 x, carry = self._run_range(x, carry, start, stop, micro_batch if training else None)
         return x, carry
+
+    def _run_recomputed(
+        self, x: Tensor, carry: Tensor | None, start: int, stop: int, micro_batch: int
+    ) -> tuple[Tensor, Tensor | None]:
+        # Layers add to the carry where it lies; the second pass needs it as the first one found it.
+        if carry is not None:
+            carry = carry.clone()
+        return self._run_range(x, carry, start, stop, micro_batch)
 
     def _run_range(
         self, x: Tensor, carry: Tensor | None, start: int, stop: int, micro_batch: int | None

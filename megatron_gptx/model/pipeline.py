@@ -138,7 +138,9 @@ def unpack(
     if packed.shape[-1] == hidden_size:
         return packed, None
     x, carry = packed.split([hidden_size, packed.shape[-1] - hidden_size], dim=-1)
-    return x.to(dtype), carry.unflatten(2, (num_heads, -1)).transpose(1, 2).contiguous()
+    carry = carry.unflatten(2, (num_heads, -1)).transpose(1, 2)
+    # Memory of its own, for layers add to it.
+    return x.to(dtype), carry.clone(memory_format=torch.contiguous_format)
 
 
 def _specs(config: ModelConfig, seed: int) -> list[LayerSpec]:

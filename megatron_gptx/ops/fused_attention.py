@@ -8,8 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from megatron_gptx.ops.dropout import draw_seed
 
 FORWARD, BACKWARD = "gptx::topk_attention", "gptx::topk_attention_backward"
+IN_PLACE = "gptx::topk_attention_"
 
 
 def fused_attention(
@@ -20,19 +24,62 @@ def fused_attention(
     slopes: Tensor | None,
     top_k: int,
     prev_scores: Tensor | None,
+    row_start: Tensor | None,
+    dropout_p: float,
     return_scores: bool,
+    reuse_scores: bool = False,
     variant: str = "best",
 ) -> tuple[Tensor, Tensor | None]:
     """Return what `attention` returns; `variant` names one of `torch.ops.gptx.cpu_variants()`."""
+    seed = draw_seed() if dropout_p else 0
+    options = slopes, top_k, row_start, dropout_p, seed
+    if reuse_scores and return_scores and prev_scores is not None and prev_scores.is_contiguous():
+        return _InPlaceAttention.apply(q, k, v, prev_scores, *options, variant)
     out, scores, _, _ = torch.ops.gptx.topk_attention(
-        q, k, v, slopes, top_k, prev_scores, return_scores, variant
+        q, k, v, prev_scores, *options, return_scores, variant
     )
     return out, scores if return_scores else None
+
+
+class _InPlaceAttention(torch.autograd.Function):
+    """Attention that adds its scores to the carry where it lies: one buffer serves all layers.
+
+    A function of its own, since PyTorch does not differentiate an op that writes to its input.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        carry: Tensor,
+        slopes: Tensor | None,
+        top_k: int,
+        row_start: Tensor | None,
+        dropout_p: float,
+        seed: int,
+        variant: str,
+    ) -> tuple[Tensor, Tensor]:
+        out, kept, weights = torch.ops.gptx.topk_attention_(
+            q, k, v, carry, slopes, top_k, row_start, dropout_p, seed, variant
+        )
+        ctx.mark_dirty(carry)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q, k, v, kept, weights, row_start)
+        ctx.options = dropout_p, seed, ctx.needs_input_grad[3], variant
+        return out, carry
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *_gradients(ctx, *grads), None, None, None, None, None, None
 
 
 def register() -> None:
     """Tell PyTorch; once, after the library that defines the ops has been loaded."""
     torch.library.register_fake(FORWARD, _forward_shapes)
+    torch.library.register_fake(IN_PLACE, _in_place_shapes)
     torch.library.register_fake(BACKWARD, _backward_shapes)
     torch.library.register_autograd(FORWARD, _backward, setup_context=_save)
 
@@ -41,19 +88,40 @@ def _forward_shapes(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    prev_scores: Tensor | None,
     slopes: Tensor | None,
     top_k: int,
-    prev_scores: Tensor | None,
+    row_start: Tensor | None,
+    dropout_p: float,
+    seed: int,
     return_scores: bool,
     variant: str = "best",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    out, kept, weights = _shapes(q, k, v, top_k)
+    scores_shape = (*q.shape[:3], k.shape[2]) if return_scores else (0,)
+    return out, q.new_empty(scores_shape, dtype=torch.float32), kept, weights
+
+
+def _in_place_shapes(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    carry: Tensor,
+    slopes: Tensor | None,
+    top_k: int,
+    row_start: Tensor | None,
+    dropout_p: float,
+    seed: int,
+    variant: str = "best",
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _shapes(q, k, v, top_k)
+
+
+def _shapes(q: Tensor, k: Tensor, v: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
     b, h, s, d = q.shape
-    t = k.shape[2]
-    scores_shape = (b, h, s, t) if return_scores else (0,)
-    kept_shape = (b, h, s, min(top_k, t))
+    kept_shape = (b, h, s, min(top_k, k.shape[2]))
     return (
         v.new_empty(b, s, h, d).transpose(1, 2),
-        q.new_empty(scores_shape, dtype=torch.float32),
         q.new_empty(kept_shape, dtype=torch.int32),
         q.new_empty(kept_shape, dtype=torch.float32),
     )
@@ -67,6 +135,9 @@ def _backward_shapes(
     v: Tensor,
     kept: Tensor,
     weights: Tensor,
+    row_start: Tensor | None,
+    dropout_p: float,
+    seed: int,
     needs_grad_prev: bool,
     variant: str = "best",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -80,23 +151,32 @@ def _backward_shapes(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, _, _, _, _, ctx.variant = inputs
+    q, k, v, _, _, _, row_start, dropout_p, seed, _, variant = inputs
     _, _, kept, weights = output
     ctx.mark_non_differentiable(kept, weights)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, kept, weights)
+    ctx.save_for_backward(q, k, v, kept, weights, row_start)
+    ctx.options = dropout_p, seed, ctx.needs_input_grad[3], variant
 
 
 def _backward(
     ctx: Any, grad_out: Tensor | None, grad_scores: Tensor | None, *_: None
 ) -> tuple[Tensor | None, ...]:
-    q, k, v, kept, weights = ctx.saved_tensors
-    needs_grad_prev = ctx.needs_input_grad[5]
+    return *_gradients(ctx, grad_out, grad_scores), None, None, None, None, None, None, None
+
+
+def _gradients(
+    ctx: Any, grad_out: Tensor | None, grad_scores: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return those of q, k, v and the previous scores."""
+    q, k, v, kept, weights, row_start = ctx.saved_tensors
+    dropout_p, seed, needs_grad_prev, variant = ctx.options
     if grad_out is None:
         grad_out = torch.zeros_like(q)
     if grad_scores is not None and grad_scores.numel() == 0:
         grad_scores = None
     grad_q, grad_k, grad_v, grad_prev = torch.ops.gptx.topk_attention_backward(
-        grad_out, grad_scores, q, k, v, kept, weights, needs_grad_prev, ctx.variant
+        *(grad_out, grad_scores, q, k, v, kept, weights, row_start),
+        *(dropout_p, seed, needs_grad_prev, variant),
     )
-    return grad_q, grad_k, grad_v, None, None, grad_prev if needs_grad_prev else None, None, None
+    return grad_q, grad_k, grad_v, grad_prev if needs_grad_prev else None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from megatron_gptx.ops import fused_attention
+from megatron_gptx.ops import fused_attention, fused_topk_softmax
 from megatron_gptx.ops.build import BuildError, ensure_built
 
 
@@ -30,6 +30,7 @@ def load(say: Callable[[str], object]) -> str | None:
     except OSError as error:
         return f"the built library cannot be loaded: {error}"
     fused_attention.register()
+    fused_topk_softmax.register()
     return None
 
 

@@ -81,7 +81,6 @@ def _choose_attention(
         config.model.attention,
         config.ops.backend,
         device_type=process.device.type,
-        training=True,
         say=say,
     )
 

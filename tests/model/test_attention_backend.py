@@ -17,11 +17,11 @@ def kernels() -> None:
         pytest.skip(f"the kernels cannot run here: {reason}")
 
 
-def choose(model: nn.Module, backend: str, *, training: bool = True, device="cpu", **attention):
+def choose(model: nn.Module, backend: str, *, device="cpu", **attention):
     """Return the lines that are said and the backends that are set."""
     lines: list[str] = []
     config = AttentionConfig.model_validate({"top_k": 4, **attention})
-    choose_backend(model, config, backend, device_type=device, training=training, say=lines.append)
+    choose_backend(model, config, backend, device_type=device, say=lines.append)
     found = {module.backend for module in model.modules() if isinstance(module, Attention)}
     return lines, found
 
@@ -44,7 +44,6 @@ def test_kernels_are_used_where_they_run(model, backend, kernels):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"dropout": 0.5}, "the kernels do not drop attention weights"),
         ({"top_k": None}, "without top_k, attention is dense and PyTorch's"),
         ({"device": "cuda"}, "there is no kernel for the device type cuda"),
     ],
@@ -59,10 +58,6 @@ def test_a_reason_against_the_kernels_is_said_or_raised(model, options, reason):
 def test_the_reference_is_used_where_it_is_asked_for(model):
     expected = ["attention: plain PyTorch, since ops.backend asks for it"], {"reference"}
     assert choose(model, "reference") == expected
-
-
-def test_dropout_is_no_reason_where_nothing_is_dropped(model, kernels):
-    assert choose(model, "fused", dropout=0.5, training=False)[1] == {"fused"}
 
 
 def test_a_model_computes_the_same_with_either(model, run, tokens, kernels):

@@ -1,8 +1,13 @@
 """The compiled kernels, built by whichever test comes first."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
+import torch
 
 from megatron_gptx.ops import library
+from megatron_gptx.ops.fused_attention import fused_attention
 
 
 @pytest.fixture(scope="session")
@@ -10,3 +15,13 @@ def kernels() -> None:
     """Load the kernels, or skip what needs them."""
     if reason := library.load(print):
         pytest.skip(f"the kernels cannot run here: {reason}")
+
+
+@pytest.fixture(params=["avx512", "avx2", "scalar"])
+def form(request, kernels) -> Callable:
+    """Return the kernels of one vector width, with the reference's signature."""
+    if request.param not in torch.ops.gptx.cpu_variants():
+        pytest.skip(f"this CPU has no {request.param}")
+    defaults = {"slopes": None, "top_k": 3, "prev_scores": None, "row_start": None}
+    defaults |= {"dropout_p": 0.0, "return_scores": False}
+    return partial(fused_attention, **defaults, variant=request.param)

@@ -164,12 +164,12 @@ def test_the_last_queries_alone_get_what_they_get_among_all(form, s, slopes, car
 
 @FORMS
 @pytest.mark.parametrize("top_k", [3, None])
-def test_the_carry_holds_neither_alibi_nor_mask(form, top_k):
+def test_the_carry_holds_no_alibi_and_nothing_that_is_not_seen(form, top_k):
     q, k, v, prev_scores = (x.detach() for x in quantised_inputs(carry=True))
     _, carry = form(
         q, k, v, slopes=SLOPES, top_k=top_k, prev_scores=prev_scores, return_scores=True
     )
-    assert torch.equal(carry, q @ k.transpose(-2, -1) / D**0.5 + prev_scores)
+    assert torch.equal(carry, (q @ k.transpose(-2, -1) / D**0.5 + prev_scores).tril())
 
 
 @FORMS

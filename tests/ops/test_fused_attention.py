@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.ops.attention import attention, attention_reference, unsupported
-from megatron_gptx.ops.fused_attention import fused_attention
 from tests.numerics import assert_all_as_accurate, assert_as_accurate
 from tests.ops.attention_inputs import SLOPES, B, H, random_inputs, run
 
@@ -35,37 +34,6 @@ CARRIES = {"none": (False, False), "first": (False, True), "inner": (True, True)
 CARRIES["last"] = (True, False)
 
 
-@pytest.fixture(params=["avx512", "avx2", "scalar"])
-def form(request, kernels) -> Callable:
-    """Return the kernels of one vector width, with the reference's signature."""
-    if request.param not in torch.ops.gptx.cpu_variants():
-        pytest.skip(f"this CPU has no {request.param}")
-
-    def run_variant(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        slopes: Tensor | None = None,
-        top_k: int = 3,
-        prev_scores: Tensor | None = None,
-        return_scores: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        return fused_attention(
-            q,
-            k,
-            v,
-            slopes=slopes,
-            top_k=top_k,
-            prev_scores=prev_scores,
-            return_scores=return_scores,
-            variant=request.param,
-        )
-
-    run_variant.variant = request.param
-    return run_variant
-
-
 def results(
     form: Callable, inputs: list[Tensor], *, returns: bool, **options
 ) -> tuple[Tensor, ...]:
@@ -79,12 +47,13 @@ def results(
 
 def kept_by_kernel(form: Callable, q: Tensor, k: Tensor, **options) -> tuple[Tensor, Tensor]:
     """Return kept keys, (b, h, s, n), and the (b, h, s, t) weights."""
-    slopes, prev_scores = options.get("slopes"), options.get("prev_scores")
     _, _, kept, weights = torch.ops.gptx.topk_attention(
-        q, k, torch.zeros_like(k), slopes, options["top_k"], prev_scores, False, form.variant
+        *(q, k, torch.zeros_like(k), options.get("prev_scores"), options.get("slopes")),
+        *(options["top_k"], options.get("row_start"), 0.0, 0, False, form.keywords["variant"]),
     )
+    assert torch.equal(kept == -1, (kept == -1) & (weights == 0))
     dense = torch.zeros(*q.shape[:3], k.shape[2])
-    return kept, dense.scatter_add_(-1, kept.long(), weights)
+    return kept, dense.scatter_add_(-1, kept.clamp(min=0).long(), weights)
 
 
 def kept_by_reference(q: Tensor, k: Tensor, **options) -> Tensor:
@@ -138,11 +107,22 @@ def test_half_precision_inputs_are_computed_in_float32(form, carry, dtype):
     assert_all_as_accurate(actual, reference, run(attention_reference, widened, **options))
 
 
-def test_every_vector_width_computes_the_same_carry_and_keeps_the_same_keys():
+def test_a_score_depends_on_its_query_and_its_key_alone(form):
+    q, k, v, prev_scores = (x.detach() for x in random_inputs(s=200, t=200, dtype=torch.float32))
+    options = {"slopes": SLOPES, "top_k": 8, "return_scores": True}
+    _, among_all = form(q, k, v, prev_scores=prev_scores, **options)
+    _, alone = form(q[:, :, -3:], k, v, prev_scores=prev_scores[:, :, -3:], **options)
+    assert torch.equal(alone, among_all[:, :, -3:])
+
+
+def test_vector_widths_that_multiply_and_add_at_once_agree_in_every_bit():
     q, k, v, prev_scores = (x.detach() for x in random_inputs(s=200, t=200, dtype=torch.float32))
     found = [
-        torch.ops.gptx.topk_attention(q, k, v, SLOPES, 8, prev_scores, True, name)[1:3]
+        torch.ops.gptx.topk_attention(q, k, v, prev_scores, SLOPES, 8, None, 0.0, 0, True, name)[
+            1:3
+        ]
         for name in torch.ops.gptx.cpu_variants()
+        if name != "scalar"
     ]
     assert all(torch.equal(a, b) for one in found for a, b in zip(one, found[0], strict=True))
 
@@ -248,6 +228,24 @@ def test_a_recomputed_forward_pass_gives_the_same_gradients(form):
     assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
 
 
+def test_a_carry_that_is_added_to_in_place_is_the_one_that_a_new_one_would_be(form):
+    q, k, v, prev_scores = random_inputs(s=50, t=50, dtype=torch.float32)
+    prev_scores = prev_scores.detach().tril().requires_grad_()
+
+    def layers(*, reuse: bool) -> tuple[Tensor, ...]:
+        options = {"slopes": SLOPES, "top_k": 3, "return_scores": True, "reuse_scores": reuse}
+        carry = prev_scores.clone()  # one tensor with a history of its own, as a layer's output is
+        first = carry
+        for _ in range(3):
+            out, carry = form(q, k, v, prev_scores=carry, **options)
+        assert (carry.data_ptr() == first.data_ptr()) is reuse
+        gradients = torch.autograd.grad(out.sin().sum() + carry.cos().sum(), (q, k, v, prev_scores))
+        return (out, carry, *gradients)
+
+    for ours, expected in zip(layers(reuse=True), layers(reuse=False), strict=True):
+        assert torch.equal(ours, expected)
+
+
 @pytest.mark.parametrize(("b", "s"), [(0, 5), (2, 0)])
 def test_no_queries_give_no_output(form, b, s):
     q, k, v = (torch.zeros(b, H, n, 4, requires_grad=True) for n in (s, 5, 5))
@@ -281,6 +279,11 @@ def test_a_carry_of_minus_infinity_masks_a_key(form):
 
 BAD = {
     "top_k must be at least 1": {"top_k": 0},
+    "dropout_p must be in": {"dropout_p": 1.0},
+    "row_start must be .b, s. int32": {"row_start": torch.zeros(2, 5)},
+    "row_start must be .b, s. int32 .* here .2, 5.": {
+        "row_start": torch.zeros(2, 4, dtype=torch.int32)
+    },
     "must be .b, h, s, d.": {"q": torch.zeros(3, 5, 4)},
     "5 queries for 4 keys": {"k": torch.zeros(2, 3, 4, 4), "v": torch.zeros(2, 3, 4, 4)},
     "must agree in batch": {"k": torch.zeros(2, 1, 5, 4)},
@@ -296,6 +299,7 @@ BAD = {
 def test_a_wrong_input_is_named(message):
     good = {name: torch.zeros(2, 3, 5, 4) for name in ("q", "k", "v")}
     good |= {"slopes": None, "top_k": 3, "prev_scores": None, "return_scores": False}
+    good |= {"row_start": None, "dropout_p": 0.0, "seed": 0}
     with pytest.raises(RuntimeError, match=message):
         torch.ops.gptx.topk_attention(**(good | BAD[message]))
 
@@ -303,7 +307,7 @@ def test_a_wrong_input_is_named(message):
 def test_an_unknown_variant_is_named():
     q = torch.zeros(2, 3, 5, 4)
     with pytest.raises(RuntimeError, match="cannot run the variant 'mmx'"):
-        torch.ops.gptx.topk_attention(q, q, q, None, 3, None, False, "mmx")
+        torch.ops.gptx.topk_attention(q, q, q, None, None, 3, None, 0.0, 0, False, "mmx")
 
 
 @pytest.mark.parametrize(("carry", "half"), list(product(CARRIES, [False, True])))
@@ -313,15 +317,21 @@ def test_pytorch_finds_nothing_wrong_with_the_ops(carry, half):
     q, k, v, *prev = random_inputs(s=6, t=9, carry=receives, dtype=dtype)
     prev_scores = prev[0] if prev else None
     forward = torch.ops.gptx.topk_attention
-    arguments = (q, k, v, SLOPES, 3, prev_scores, returns)
+    arguments = (q, k, v, prev_scores, SLOPES, 3, None, 0.0, 0, returns)
     torch.library.opcheck(forward.default, arguments)
 
     detached = [x.detach() if isinstance(x, Tensor) else x for x in arguments]
     out, scores, kept, weights = forward(*detached)
     torch.library.opcheck(
         torch.ops.gptx.topk_attention_backward.default,
-        (out, scores if returns else None, *detached[:3], kept, weights, receives),
+        (out, scores if returns else None, *detached[:3], kept, weights, None, 0.0, 0, receives),
     )
+    if receives:
+        torch.library.opcheck(
+            torch.ops.gptx.topk_attention_.default,
+            (*detached[:3], prev_scores.detach().tril(3), SLOPES, 3, None, 0.0, 0),
+            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+        )
 
 
 def test_attention_uses_the_kernels_where_they_can_run():
@@ -338,13 +348,12 @@ def test_attention_uses_the_kernels_where_they_can_run():
     [
         ({"dtype": torch.float64}, "float64"),
         ({"top_k": None}, "dense"),
-        ({"dropout_p": 0.1}, "drop"),
     ],
 )
 def test_kernels_that_cannot_run_are_an_error_only_where_they_are_asked_for(change, reason):
-    options = {"dtype": torch.float32, "top_k": 3, "dropout_p": 0.0, **change}
+    options = {"dtype": torch.float32, "top_k": 3, **change}
     assert reason in unsupported("cpu", **options)
-    assert "cuda" in unsupported("cuda", torch.float32, top_k=3, dropout_p=0.0)
+    assert "cuda" in unsupported("cuda", torch.float32, top_k=3)
     q, k, v, _ = random_inputs(dtype=options.pop("dtype"))
     assert attention(q, k, v, **options)[0].shape == q.shape
     with pytest.raises(UserError, match=reason):

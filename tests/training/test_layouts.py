@@ -73,8 +73,8 @@ def test_residual_scores_change_the_loss(run):
 def test_losses_are_equal_within_rounding_for_replicas_and_zero_stages(
     run, stages, replicas, zero_stage, clipping
 ):
-    # Rounding that lifts one key over another is a jump that no bound on rounding covers. With the
-    # kernels, this seed shows a jump of 1e-4 at step 11, and other seeds none.
+    # Rounding that lifts one key over another is a jump that no bound on rounding covers: which
+    # runs show one depends on the last digit of every score, and so on the backend.
     options = {"optimizer__gradient_clipping": clipping, "ops__backend": "reference"}
     split = run(
         **options,
@@ -137,5 +137,6 @@ def test_offloading_changes_nothing(run):
         "optimizer__gradient_clipping": 0.3,
         "parallel__zero_stage": 3,
         "parallel__data_replicas": 2,
+        "ops__backend": "reference",  # see above
     }
     assert run(**options, parallel__offload="all") == pytest.approx(run(**options), rel=ROUNDING)

@@ -1,0 +1,29 @@
+"""Which keys a query sees, and how far away they are: s queries, the last of t positions."""
+
+import torch
+from torch import Tensor
+
+
+def unseen(s: int, t: int, row_start: Tensor | None, device: torch.device) -> Tensor:
+    """Return a mask of the keys that a query does not see.
+
+    Args:
+        s: queries.
+        t: keys.
+        row_start: (b, s), first key that each query sees; None for the first of all.
+        device: of the result.
+
+    Returns:
+        (s, t) bool, or (b, 1, s, t) with a row_start.
+    """
+    keys = torch.arange(t, device=device)
+    future = keys > torch.arange(t - s, t, device=device)[:, None]
+    if row_start is None:
+        return future
+    return future | (keys < row_start[:, None, :, None])
+
+
+def key_offset(s: int, t: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return (s, t) offsets j - i, in tokens: positive for keys in a query's future."""
+    keys = torch.arange(t, device=device, dtype=dtype)
+    return keys - keys[t - s :, None]
