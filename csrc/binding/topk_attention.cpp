@@ -40,7 +40,7 @@ void check_pairs(const OptionalTensor& pairs, const char* name, const at::Tensor
 FourTensors forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                     const OptionalTensor& prev_scores, const OptionalTensor& slopes, int64_t top_k,
                     const OptionalTensor& row_start, double dropout_p, int64_t seed,
-                    bool return_scores, c10::string_view variant) {
+                    bool return_scores, c10::string_view variant, bool skip) {
   check_qkv(q, k, v);
   check_selection(q, q.size(2), slopes, top_k, row_start, dropout_p);
   check_pairs(prev_scores, "prev_scores", q, k);
@@ -48,7 +48,8 @@ FourTensors forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& 
   const at::Tensor scores =
       return_scores ? at::empty({q.size(0), q.size(1), q.size(2), k.size(2)}, floats) : at::Tensor();
   auto [out, kept, weights] = topk_attention(
-      q, k, v, prev_scores, scores, {slopes, top_k, row_start, dropout_p, seed, std::string(variant)});
+      q, k, v, prev_scores, scores, {slopes, top_k, row_start, dropout_p, seed, std::string(variant)},
+      skip);
   return {out, return_scores ? scores : at::empty({0}, floats), kept, weights};
 }
 
@@ -61,7 +62,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> forward_in_place(
   check_pairs(carry, "carry", q, k);
   TORCH_CHECK(carry.is_contiguous(), "a carry that is written to must be contiguous");
   return topk_attention(q, k, v, carry, carry,
-                        {slopes, top_k, row_start, dropout_p, seed, std::string(variant)});
+                        {slopes, top_k, row_start, dropout_p, seed, std::string(variant)}, false);
 }
 
 FourTensors backward(const at::Tensor& grad_out, const OptionalTensor& grad_scores,
@@ -86,8 +87,8 @@ FourTensors backward(const at::Tensor& grad_out, const OptionalTensor& grad_scor
 TORCH_LIBRARY_FRAGMENT(gptx, library) {
   library.def(
       "topk_attention(Tensor q, Tensor k, Tensor v, Tensor? prev_scores, Tensor? slopes, int top_k, "
-      "Tensor? row_start, float dropout_p, int seed, bool return_scores, str variant='best') -> "
-      "(Tensor out, Tensor scores, Tensor kept, Tensor weights)");
+      "Tensor? row_start, float dropout_p, int seed, bool return_scores, str variant='best', bool "
+      "skip=True) -> (Tensor out, Tensor scores, Tensor kept, Tensor weights)");
   library.def(
       "topk_attention_(Tensor q, Tensor k, Tensor v, Tensor(a!) carry, Tensor? slopes, int top_k, "
       "Tensor? row_start, float dropout_p, int seed, str variant='best') -> (Tensor out, Tensor kept, "

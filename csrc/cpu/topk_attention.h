@@ -13,10 +13,12 @@ namespace gptx {
 // Returns out (b, h, s, d) in v's type, kept keys (b, h, s, n) int32 and their weights before
 // dropout, n = min(top_k, t). A row of fewer keys ends with -1 and 0. Where `carry` is defined it
 // takes the scores, (b, h, s, t), 0 for keys that a query does not see; it may be `prev`, which is
-// then 0 there already.
+// then 0 there already. Where neither is there, panels of keys too far away to matter are skipped,
+// unless `skip` forbids it: the result is the same.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> topk_attention(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-    const std::optional<at::Tensor>& prev, const at::Tensor& carry, const Selection& selection);
+    const std::optional<at::Tensor>& prev, const at::Tensor& carry, const Selection& selection,
+    bool skip);
 
 // Returns the gradients of q, k, v, and of the previous scores where it is asked for, else (0).
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backward(

@@ -13,7 +13,8 @@ namespace gptx {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> topk_attention(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-    const std::optional<at::Tensor>& prev, const at::Tensor& carry, const Selection& selection) {
+    const std::optional<at::Tensor>& prev, const at::Tensor& carry, const Selection& selection,
+    bool skip) {
   const int64_t b = q.size(0), h = q.size(1), s = q.size(2), d = q.size(3), t = k.size(2);
   const int64_t width = std::min(selection.top_k, t);
   const at::AutoDispatchBelowADInplaceOrView no_gradients;
@@ -62,7 +63,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> topk_attention(
                           width,
                           prev_data ? prev_data + row * t : nullptr,
                           carry_data ? carry_data + row * t : nullptr,
-                          !prev_data && !carry_data && slope[head % h] >= 0};
+                          skip && !prev_data && !carry_data && slope[head % h] >= 0};
       rows.choose(block, panels, t, width, scratch, kept_data + row * width, weights_data + row * width);
       for (int64_t i = 0; i < num_rows; ++i) {
         const int32_t* row_kept = kept_data + (row + i) * width;

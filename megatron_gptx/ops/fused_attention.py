@@ -73,7 +73,7 @@ class _InPlaceAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, *grads), None, None, None, None, None, None
+        return *_gradients(ctx, *grads), *[None] * 6
 
 
 def register() -> None:
@@ -96,6 +96,7 @@ def _forward_shapes(
     seed: int,
     return_scores: bool,
     variant: str = "best",
+    skip: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     out, kept, weights = _shapes(q, k, v, top_k)
     scores_shape = (*q.shape[:3], k.shape[2]) if return_scores else (0,)
@@ -151,7 +152,7 @@ def _backward_shapes(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, _, _, _, row_start, dropout_p, seed, _, variant = inputs
+    q, k, v, _, _, _, row_start, dropout_p, seed, _, variant, _ = inputs
     _, _, kept, weights = output
     ctx.mark_non_differentiable(kept, weights)
     ctx.set_materialize_grads(False)
@@ -162,7 +163,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _backward(
     ctx: Any, grad_out: Tensor | None, grad_scores: Tensor | None, *_: None
 ) -> tuple[Tensor | None, ...]:
-    return *_gradients(ctx, grad_out, grad_scores), None, None, None, None, None, None, None
+    return *_gradients(ctx, grad_out, grad_scores), *[None] * 8
 
 
 def _gradients(

@@ -1,0 +1,316 @@
+"""Measure top-k attention on this CPU against what else there is, all in one run.
+
+The rivals are the same formulas in eager PyTorch, the same through torch.compile, x-transformers'
+attention, and PyTorch's dense attention with and without ALiBi, which computes something else. All
+take turns, so that whatever else the machine does slows all: the ratios mean more than the times.
+Before anything is timed, every form is compared with float64.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from x_transformers.attend import Attend
+
+from megatron_gptx.data.manifest import write_aside
+from megatron_gptx.model.alibi import alibi_slopes
+from megatron_gptx.ops import library
+from megatron_gptx.ops.attention import attention
+from megatron_gptx.ops.topk_softmax import topk_softmax
+
+TOP_K = 8
+OURS = "ours"
+Forms = dict[str, Callable[[], object]]
+
+
+class Problem:
+    """Random inputs of one size, and every form of attention over them."""
+
+    def __init__(self, b: int, h: int, s: int, d: int, dtype: torch.dtype = torch.float32) -> None:
+        generator = torch.Generator().manual_seed(0)
+        shape = (3, b, h, s, d)
+        q, k, v = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).unbind()
+        self.qkv = [x.contiguous().requires_grad_() for x in (q, k, v)]
+        self.grad = torch.randn(b, h, s, d, generator=generator, dtype=torch.float64).to(dtype)
+        self.slopes = alibi_slopes(h)
+        offset = torch.arange(s) - torch.arange(s)[:, None]
+        penalty = self.slopes.view(-1, 1, 1) * offset
+        # Made once, as a module would keep them.
+        self.penalty = penalty.to(dtype)
+        self.bias = penalty.masked_fill(offset > 0, -torch.inf).to(dtype)
+        self.scale = d**-0.5
+        self.x_transformers = Attend(causal=True, sparse_topk=TOP_K, heads=h)
+
+    def ours(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend through the kernels."""
+        return attention(q, k, v, slopes=self.slopes, top_k=TOP_K, backend="fused")[0]
+
+    def eager(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend as the paper's formulas are usually written, tie for tie at the threshold."""
+        return eager_softmax(self.scale * q @ k.transpose(-2, -1), self.bias) @ v
+
+    def theirs(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend through x-transformers."""
+        return self.x_transformers(q, k, v, attn_bias=self.penalty)[0]
+
+    def dense(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend to all keys, without ALiBi, which PyTorch does best."""
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def dense_alibi(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend to all keys with ALiBi."""
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=self.bias[None])
+
+    def forward(self, form: Callable[..., Tensor]) -> Callable[[], Tensor]:
+        """Return a call of the forward pass alone."""
+
+        def call() -> Tensor:
+            with torch.no_grad():
+                return form(*self.qkv)
+
+        return call
+
+    def both(self, form: Callable[..., Tensor]) -> Callable[[], tuple[Tensor, ...]]:
+        """Return a call of the forward and the backward pass."""
+        return lambda: torch.autograd.grad(form(*self.qkv), self.qkv, self.grad)
+
+
+def eager_softmax(scores: Tensor, bias: Tensor) -> Tensor:
+    """Return the probabilities of the k largest of scores + bias."""
+    z = scores + bias
+    threshold = z.topk(TOP_K, dim=-1).values[..., -1:]
+    return z.masked_fill(z < threshold, -torch.inf).softmax(dim=-1)
+
+
+def check(problem: Problem, exact: Problem, forms: dict[str, Callable[..., Tensor]]) -> None:
+    """Stop unless every form of top-k attention is as far from float64 as float32 has to be."""
+    truth = exact.both(exact.eager)()
+    allowed = 2 * worst(problem.both(forms["eager"])(), truth)
+    for name, form in forms.items():
+        error = worst(problem.both(form)(), truth)
+        print(f"{name:<22} gradients differ from float64 by {error:.1e}")
+        if not error <= max(allowed, 1e-5):
+            raise SystemExit(f"{name} is wrong: its error {error:.3g} exceeds {allowed:.3g}")
+
+
+def worst(found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> float:
+    """Return the largest difference, relative to the largest element."""
+    pairs = zip(found, truth, strict=True)
+    return max(((a.double() - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+
+
+def take_turns(forms: Forms, rounds: int) -> dict[str, list[float]]:
+    """Return each form's milliseconds per round."""
+    for call in forms.values():
+        call()
+    found: dict[str, list[float]] = {name: [] for name in forms}
+    for _ in range(rounds):
+        for name, call in forms.items():
+            started_at = time.perf_counter()
+            call()
+            found[name].append(1000 * (time.perf_counter() - started_at))
+    return found
+
+
+def show(title: str, forms: Forms, rounds: int, results: dict[str, object]) -> None:
+    """Time the forms in turns; print and keep medians, and ratios to ours, round by round."""
+    found = take_turns(forms, rounds)
+    print(f"\n{title}")
+    rows = {}
+    for name, times in found.items():
+        ratios = [other / own for other, own in zip(times, found[OURS], strict=True)]
+        rows[name] = {"milliseconds": median(times), "ratio": median(ratios)}
+        spread = "" if name == OURS else f"{min(ratios):7.2f} to {max(ratios):.2f}"
+        print(f"  {name:<22}{median(times):>10.2f} ms{median(ratios):>9.2f}x {spread}")
+    results[title] = rows
+
+
+def measure_attention(options: argparse.Namespace, results: dict[str, object]) -> None:
+    """Show ops A and B at the size of the arguments."""
+    b, h, s, d = options.shape
+    problem, exact = Problem(b, h, s, d), Problem(b, h, s, d, torch.float64)
+    forms = {OURS: problem.ours, "eager": problem.eager, "x-transformers": problem.theirs}
+    if not options.no_compile:
+        forms["eager, torch.compile"] = torch.compile(problem.eager)
+    check(problem, exact, forms)
+    del exact
+    forms |= {"dense": problem.dense, "dense, ALiBi": problem.dense_alibi}
+    size = f"b={b} h={h} s={s} d={d} k={TOP_K}"
+    passes = {"forward": problem.forward, "forward and backward": problem.both}
+    for name, one_pass in passes.items():
+        calls = {form: one_pass(call) for form, call in forms.items()}
+        show(f"attention, {name}, {size}", calls, options.rounds, results)
+
+    scores = torch.randn(b, h, s, s).requires_grad_()
+    grad = torch.randn(b, h, s, s)
+    softmax: dict[str, Callable[..., Tensor]] = {
+        OURS: partial(topk_softmax, top_k=TOP_K, slopes=problem.slopes, backend="fused"),
+        "eager": partial(eager_softmax, bias=problem.bias),
+    }
+    if not options.no_compile:
+        softmax["eager, torch.compile"] = torch.compile(softmax["eager"])
+    calls = {name: partial(form, scores.detach()) for name, form in softmax.items()}
+    show(f"softmax of given scores, forward, {size}", calls, options.rounds, results)
+
+    def both(form: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(form(scores), scores, grad)
+
+    calls = {name: partial(both, form) for name, form in softmax.items()}
+    show(f"softmax of given scores, forward and backward, {size}", calls, options.rounds, results)
+
+
+def measure_skipping(options: argparse.Namespace, results: dict[str, object]) -> None:
+    """Show what passing over panels is worth, and that it changes nothing."""
+    b, h, _, d = options.shape
+    for s in options.skip_lengths:
+        problem = Problem(b, h, s, d)
+        q, k, v = (x.detach() for x in problem.qkv)
+
+        def call(skip: bool, q=q, k=k, v=v, slopes=problem.slopes) -> tuple[Tensor, ...]:
+            return torch.ops.gptx.topk_attention(
+                *(q, k, v, None, slopes, TOP_K, None, 0.0, 0, False, "best", skip)
+            )
+
+        same = all(torch.equal(x, y) for x, y in zip(call(True), call(False), strict=True))
+        if not same:
+            raise SystemExit(f"skipping changes the result at s={s}")
+        calls = {OURS: partial(call, True), "no panel skipped": partial(call, False)}
+        show(f"forward, s={s}, equal bit by bit", calls, options.rounds, results)
+
+
+def carried(problem: Problem, layers: int, *, ours: bool) -> Callable[[], tuple[Tensor, ...]]:
+    """Return forward and backward of layers that add their scores to one another's."""
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, carry: Tensor | None, last: bool):
+        return attention(
+            q,
+            k,
+            v,
+            slopes=problem.slopes,
+            top_k=TOP_K,
+            prev_scores=carry,
+            return_scores=not last,
+            reuse_scores=True,
+            backend="fused",
+        )
+
+    def eager(q: Tensor, k: Tensor, v: Tensor, carry: Tensor | None, last: bool):
+        scores = problem.scale * q @ k.transpose(-2, -1)
+        scores = scores if carry is None else scores + carry
+        return eager_softmax(scores, problem.bias) @ v, scores
+
+    def call() -> tuple[Tensor, ...]:
+        q, k, v = problem.qkv
+        out, carry = torch.zeros(()), None
+        for layer in range(layers):
+            mixed, carry = (kernel if ours else eager)(q, k, v, carry, layer == layers - 1)
+            out = out + mixed
+        return torch.autograd.grad(out, problem.qkv, problem.grad)
+
+    return call
+
+
+def measure_carry(options: argparse.Namespace, results: dict[str, object]) -> None:
+    """Show RealFormer's layers, each of which adds to the scores of the one before."""
+    problem = Problem(*options.shape)
+    layers = options.layers
+    calls: Forms = {
+        OURS: carried(problem, layers, ours=True),
+        "eager": carried(problem, layers, ours=False),
+    }
+    title = f"{layers} layers with carried scores, forward and backward"
+    show(title, calls, max(3, options.rounds // 3), results)
+
+
+def peak_bytes(case: str) -> int:
+    """Return how much one case adds to the memory of this process, which nothing else uses."""
+    name, length, layers = case.split(",")
+    small, problem = Problem(1, 1, 64, 64), Problem(1, 1 if layers == "0" else 4, int(length), 64)
+    ours = name == OURS
+
+    def prepare(problem: Problem) -> Callable[[], object]:
+        if layers == "0":
+            return problem.both(problem.ours if ours else problem.eager)
+        return carried(problem, int(layers), ours=ours)
+
+    prepare(small)()  # what a first call allocates for good
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is that of the future from here on
+    before = status_bytes("VmRSS")
+    prepare(problem)()
+    return status_bytes("VmHWM") - before
+
+
+def status_bytes(name: str) -> int:
+    """Return a size that the system reports of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (kilobytes,) = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
+    return 1024 * int(kilobytes)
+
+
+def measure_memory(options: argparse.Namespace, results: dict[str, object]) -> None:
+    """Show the peak memory of forward and backward, each in a process of its own."""
+    s, c = options.memory_length, options.shape[2]
+    cases = [(f"one head, s={s}", s, 0)]
+    cases += [(f"{n} layers with carried scores, s={c}", c, n) for n in (2, options.layers)]
+    print("\nmemory that forward and backward add to the process")
+    for title, length, layers in cases:
+        found = {}
+        for name in (OURS, "eager"):
+            command = [sys.executable, __file__, "--peak-of", f"{name},{length},{layers}"]
+            # Freed memory goes back to the system at once, and is not counted twice.
+            environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576"}
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=True, env=environment
+            )
+            found[name] = int(done.stdout.splitlines()[-1])
+        ratio = found["eager"] / max(found[OURS], 1)
+        sizes = f"{found[OURS] / 2**20:>8.0f} MiB, eager {found['eager'] / 2**20:>8.0f} MiB"
+        print(f"  {title:<42}{sizes}, {ratio:.1f}x")
+        results[f"memory, {title}"] = {**found, "ratio": ratio}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--shape", type=int, nargs=4, default=[1, 4, 1024, 128], metavar=("B", "H", "S", "D")
+    )
+    parser.add_argument("--rounds", type=int, default=11, help="turns of each form; default: 11")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--skip-lengths", type=int, nargs="*", default=[1024, 4096])
+    parser.add_argument("--layers", type=int, default=12, help="of the carried scores; default: 12")
+    parser.add_argument("--memory-length", type=int, default=8192)
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--output", type=Path, help="JSON file for the result")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    if reason := library.load(lambda line: print(line, file=sys.stderr)):
+        parser.exit(2, f"the kernels cannot run here: {reason}\n")
+    if options.peak_of:
+        print(peak_bytes(options.peak_of))
+        return 0
+    results: dict[str, object] = {"threads": options.threads, "torch": torch.__version__}
+    variant = torch.ops.gptx.cpu_variants()[0]
+    print(f"{options.threads} thread(s), float32, {variant}, PyTorch {torch.__version__}")
+    measure_attention(options, results)
+    measure_skipping(options, results)
+    measure_carry(options, results)
+    measure_memory(options, results)
+    if options.output:
+        write_aside(options.output, json.dumps(results, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
