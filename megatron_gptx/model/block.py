@@ -48,10 +48,10 @@ class MacaronBlock(nn.Module):
 
     def forward(self, x: Tensor, prev_scores: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Map (b, s, m) activations and (b, h, s, t) scores to the same pair."""
-        x = self.add_before(x, 0.5 * self.feedforward_before(self.add_before.branch_input(x)))
+        x = self.add_before(x, self.feedforward_before(self.add_before.branch_input(x)), 0.5)
         mixed, scores = self.attention(
             self.add_attention.branch_input(x), prev_scores, return_scores=self.returns_scores
         )
         x = self.add_attention(x, mixed)
-        x = self.add_after(x, 0.5 * self.feedforward_after(self.add_after.branch_input(x)))
+        x = self.add_after(x, self.feedforward_after(self.add_after.branch_input(x)), 0.5)
         return x, scores
