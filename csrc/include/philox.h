@@ -5,13 +5,7 @@
 // Philox-4x32 of 10 rounds.
 #pragma once
 
-#include <cstdint>
-
-#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
-#define GPTX_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define GPTX_HOST_DEVICE inline
-#endif
+#include "device.h"
 
 namespace gptx {
 
