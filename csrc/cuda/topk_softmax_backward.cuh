@@ -7,8 +7,9 @@
 
 namespace gptx {
 
+// With so many blocks a multiprocessor's threads are few enough that no register spills.
 template <class T, int kWarps>
-__global__ void __launch_bounds__(kThreads) topk_softmax_backward(BackwardArguments arguments) {
+__global__ void __launch_bounds__(kThreads, 12) topk_softmax_backward(BackwardArguments arguments) {
   __shared__ Board<kWarps> boards[kThreads / (kWarps * kLanes)];
   Group<kWarps> group(&boards[threadIdx.x / (kWarps * kLanes)]);
   const Rows& rows = arguments.rows;

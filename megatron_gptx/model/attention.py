@@ -62,6 +62,7 @@ def choose_backend(
     backend: Backend,
     *,
     device_type: str,
+    num_keys: int,
     say: Callable[[str], object],
 ) -> None:
     """Give every attention in a model its backend, and load the kernels if it may use them.
@@ -71,6 +72,7 @@ def choose_backend(
         config: what they compute.
         backend: what the user asked for.
         device_type: where they will run, as torch names it.
+        num_keys: positions that a query attends to, at most.
         say: takes one line with the choice and its reason, and one before a build.
 
     Raises:
@@ -79,10 +81,13 @@ def choose_backend(
     if backend == "reference":
         problem: str | None = "ops.backend asks for it"
     else:
-        # Every precision of a configuration is one that the kernels take.
-        problem = unsupported(device_type, torch.float32, top_k=config.top_k)
-        # Last, for it may have to build them.
-        problem = problem or library.load(say)
+
+        def against() -> str | None:
+            # Every precision of a configuration is one that the kernels take.
+            return unsupported(device_type, torch.float32, top_k=config.top_k, num_keys=num_keys)
+
+        # Loaded only for use, since they may have to be built; then more is known of them.
+        problem = against() or library.load(say) or against()
     if problem and backend == "fused":
         raise UserError(
             f"ops.backend is fused, but the fused attention cannot run: {problem}; mend that, or "
