@@ -15,18 +15,6 @@ __device__ __forceinline__ X warp_sum(X x) {
   return x;
 }
 
-__device__ __forceinline__ uint32_t warp_max(uint32_t x) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  return __reduce_max_sync(kAll, x);
-#else
-  for (int distance = kLanes / 2; distance; distance /= 2) {
-    const uint32_t other = __shfl_xor_sync(kAll, x, distance);
-    x = x < other ? other : x;
-  }
-  return x;
-#endif
-}
-
 __device__ __forceinline__ uint32_t warp_sum(uint32_t x) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   return __reduce_add_sync(kAll, x);
@@ -52,7 +40,7 @@ __device__ __forceinline__ X sort_descending(X x, int lane) {
 // only after all have passed the barrier behind the reading of it.
 template <int kWarps>
 struct Board {
-  uint32_t words[2][kWarps * kLanes];
+  uint64_t words[2][kWarps * kLanes];
 };
 
 template <int kWarps>
@@ -76,8 +64,8 @@ class Group {
   __device__ bool any(bool x) {
     const bool found = __any_sync(kAll, x);
     if constexpr (kWarps == 1) return found;
-    const uint32_t* words = tell(found);
-    uint32_t all = 0;
+    const uint64_t* words = tell(found);
+    uint64_t all = 0;
     for (int w = 0; w < kWarps; ++w) all |= words[w];
     return all != 0;
   }
@@ -85,48 +73,49 @@ class Group {
   __device__ uint32_t sum(uint32_t x) {
     x = warp_sum(x);
     if constexpr (kWarps == 1) return x;
-    const uint32_t* words = tell(x);
+    const uint64_t* words = tell(x);
     uint32_t total = 0;
-    for (int w = 0; w < kWarps; ++w) total += words[w];
+    for (int w = 0; w < kWarps; ++w) total += static_cast<uint32_t>(words[w]);
     return total;
   }
 
-  __device__ float sum(float x) {
-    x = warp_sum<float>(x);
+  __device__ double sum(double x) {
+    x = warp_sum<double>(x);
     if constexpr (kWarps == 1) return x;
-    const uint32_t* words = tell(bits_of(x));
-    float total = 0;
-    for (int w = 0; w < kWarps; ++w) total += float_of(words[w]);
+    const uint64_t* words = tell(bits_of(x));
+    double total = 0;
+    for (int w = 0; w < kWarps; ++w) total += double_of(words[w]);
     return total;
   }
 
   // Of all warps before this one.
   __device__ uint32_t sum_before(uint32_t x) {
     if constexpr (kWarps == 1) return 0;
-    const uint32_t* words = tell(warp_sum(x));
+    const uint64_t* words = tell(warp_sum(x));
     uint32_t total = 0;
-    for (int w = 0; w < kWarps; ++w) total += w < warp ? words[w] : 0;
+    for (int w = 0; w < warp; ++w) total += static_cast<uint32_t>(words[w]);
     return total;
   }
 
   // The largest x of this lane in any warp.
   __device__ uint32_t lane_max(uint32_t x) {
     if constexpr (kWarps == 1) return x;
-    uint32_t* words = board_->words[turn_ ^= 1];
+    uint64_t* words = board_->words[turn_ ^= 1];
     words[warp * kLanes + lane] = x;
     sync();
-    for (int w = 0; w < kWarps; ++w) x = max_of(x, words[w * kLanes + lane]);
+    for (int w = 0; w < kWarps; ++w) {
+      const auto other = static_cast<uint32_t>(words[w * kLanes + lane]);
+      x = x < other ? other : x;
+    }
     return x;
   }
 
   const int lane, warp;
 
  private:
-  static __device__ uint32_t max_of(uint32_t a, uint32_t b) { return a < b ? b : a; }
-
   // One word of each warp.
-  __device__ const uint32_t* tell(uint32_t word) {
-    uint32_t* words = board_->words[turn_ ^= 1];
+  __device__ const uint64_t* tell(uint64_t word) {
+    uint64_t* words = board_->words[turn_ ^= 1];
     if (lane == 0) words[warp] = word;
     sync();
     return words;

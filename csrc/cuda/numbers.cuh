@@ -26,6 +26,22 @@ __device__ __forceinline__ float float_of(uint32_t bits) {
 #endif
 }
 
+__device__ __forceinline__ uint64_t bits_of(double x) {
+#if defined(__CUDACC__)
+  return static_cast<uint64_t>(__double_as_longlong(x));
+#else
+  return __builtin_bit_cast(uint64_t, x);
+#endif
+}
+
+__device__ __forceinline__ double double_of(uint64_t bits) {
+#if defined(__CUDACC__)
+  return __longlong_as_double(static_cast<long long>(bits));
+#else
+  return __builtin_bit_cast(double, bits);
+#endif
+}
+
 struct Float32 {
   using Bits = uint32_t;
   static __device__ __forceinline__ float load(Bits bits) { return float_of(bits); }

@@ -187,6 +187,11 @@ __device__ __forceinline__ float exponential(float z, float largest) {
   return largest == -kInfinity ? 0.0f : expf(z - largest);
 }
 
+// Sums are double: one float32 of them is all that a row loses.
+__device__ __forceinline__ float divisor_of(double sum) {
+  return sum > 0 ? static_cast<float>(sum) : 1.0f;
+}
+
 // Keeps num_kept of `num_found` <= 32 candidates, which lie in the order of their columns.
 template <class T>
 __device__ __forceinline__ void finish_few(const uint64_t* candidates, uint32_t num_found,
@@ -198,11 +203,11 @@ __device__ __forceinline__ void finish_few(const uint64_t* candidates, uint32_t 
   const float largest = z_of(static_cast<uint32_t>(__shfl_sync(kAll, sorted, 0) >> 32));
   const bool is_kept = own >= limit;
   const float mass = is_kept ? exponential(z_of(static_cast<uint32_t>(own >> 32)), largest) : 0.0f;
-  const float sum = warp_sum<float>(mass);
+  const float divisor = divisor_of(warp_sum<double>(mass));
   const uint32_t lanes = __ballot_sync(kAll, is_kept);
   if (is_kept) {
     outputs.put(rows, place, __popc(lanes & ((1u << lane) - 1)), static_cast<int>(own & 0xffffffffu),
-                mass / (sum > 0 ? sum : 1.0f));
+                mass / divisor);
   }
 }
 
@@ -211,14 +216,13 @@ template <class T, int kWarps>
 __device__ __forceinline__ void finish_many(Group<kWarps>& group, uint32_t num_kept, float largest,
                                             const Rows& rows, const Place& place,
                                             const Outputs<T>& outputs) {
-  float sum = 0;
+  double sum = 0;
   for (uint32_t m = group.rank(); m < num_kept; m += group.kSize) {
     const float mass = exponential(outputs.weights[m], largest);
     outputs.weights[m] = mass;
     sum += mass;
   }
-  sum = group.sum(sum);
-  const float divisor = sum > 0 ? sum : 1.0f;
+  const float divisor = divisor_of(group.sum(sum));
   for (uint32_t m = group.rank(); m < num_kept; m += group.kSize) {
     outputs.put(rows, place, m, outputs.kept[m], outputs.weights[m] / divisor);
   }

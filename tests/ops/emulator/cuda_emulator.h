@@ -42,7 +42,7 @@ namespace emulator {
 
 enum class Schedule { kAscending, kDescending, kShuffled };
 constexpr int kWarp = 32;
-constexpr size_t kStackBytes = 1 << 18;
+constexpr size_t kStackBytes = 1 << 16;
 
 class Block {
  public:
