@@ -8,8 +8,6 @@
 
 namespace gptx {
 
-constexpr float kInfinity = __builtin_inff();
-
 __device__ __forceinline__ uint32_t bits_of(float x) {
 #if defined(__CUDACC__)
   return __float_as_uint(x);
@@ -25,6 +23,8 @@ __device__ __forceinline__ float float_of(uint32_t bits) {
   return __builtin_bit_cast(float, bits);
 #endif
 }
+
+__device__ __forceinline__ float not_a_number() { return float_of(0x7fc00000u); }
 
 __device__ __forceinline__ uint64_t bits_of(double x) {
 #if defined(__CUDACC__)

@@ -184,7 +184,7 @@ struct Outputs {
 
 // A row of minus infinity weighs nothing.
 __device__ __forceinline__ float exponential(float z, float largest) {
-  return largest == -kInfinity ? 0.0f : expf(z - largest);
+  return largest == float_of(0xff800000u) ? 0.0f : expf(z - largest);
 }
 
 // Sums are double: one float32 of them is all that a row loses.
@@ -270,7 +270,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kChunks>) topk_softmax_forwa
   if (group.any(columns.template convert<T>(slope))) {
     for (uint32_t m = group.rank(); m < num_kept; m += group.kSize) {
       outputs.put(rows, place, m, place.position - static_cast<int>(num_kept) + 1 + static_cast<int>(m),
-                  __builtin_nanf(""));
+                  not_a_number());
     }
     return;
   }

@@ -27,7 +27,7 @@ GPTX_HOST_DEVICE uint32_t philox(uint64_t seed, uint32_t batch, uint32_t head, u
 }
 
 // A weight is dropped where its word is below this.
-inline uint32_t drop_below(double dropout_p) {
+GPTX_HOST_DEVICE uint32_t drop_below(double dropout_p) {
   return static_cast<uint32_t>(dropout_p * 4294967296.0);
 }
 

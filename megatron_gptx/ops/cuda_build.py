@@ -73,7 +73,7 @@ def compile_objects(
     Raises:
         CudaBuildError: nvcc fails.
     """
-    known = set(_run([str(compiler), "--list-gpu-arch"]).split())
+    known = set(run([str(compiler), "--list-gpu-arch"]).split())
     possible = [name for name in architectures if f"compute_{_digits(name).rstrip('af')}" in known]
     if left_out := [name for name in architectures if name not in possible]:
         say(
@@ -84,9 +84,9 @@ def compile_objects(
         return []
     objects = [folder / f"{source.stem}.cuda.o" for source in sources]
     for source, target in zip(sources, objects, strict=True):
-        _run([str(compiler), *flags(possible), "-c", str(source), "-o", str(target)])
+        run([str(compiler), *flags(possible), "-c", str(source), "-o", str(target)])
     # nvcc knows where its libraries lie, which differs between installations.
-    told = _run([str(compiler), "--dryrun", "none.cu"]).partition("#$ LIBRARIES=")[2]
+    told = run([str(compiler), "--dryrun", "none.cu"]).partition("#$ LIBRARIES=")[2]
     paths = re.findall(r'"(-L[^"]+)"', told.partition("\n")[0])
     # The runtime is linked in, so that the library loads where there is no driver and no CUDA.
     return [*map(str, objects), *paths, "-lcudart_static", "-lrt", "-lpthread", "-ldl"]
@@ -127,7 +127,8 @@ def _digits(name: str) -> str:
     return name.removesuffix("+PTX").replace(".", "")
 
 
-def _run(command: list[str]) -> str:
+def run(command: list[str]) -> str:
+    """Return what a compiler says; raise CudaBuildError with it if the compiler fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CudaBuildError(f"{done.stdout}\n{done.stderr}")

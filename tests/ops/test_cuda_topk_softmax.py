@@ -147,6 +147,19 @@ def as_mask(kept: Tensor, num_keys: int) -> Tensor:
     return columns.scatter_(-1, kept.long() + 1, True)[..., 1:]
 
 
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("t", [300, 2100])
+def test_z_is_rounded_twice_in_every_kernel(emulated, t):
+    slopes = SLOPES * 0.3
+    penalty = slopes.view(-1, 1, 1) * key_offset(4, t, torch.float32, slopes.device)
+    # All z are 0, unless product and sum are rounded at once.
+    arguments = (-penalty).expand(B, H, 4, t), slopes, 5, None, 0.0, 0
+    _, kept, weights = emulated(*arguments, ASCENDING)
+    assert torch.equal(kept, torch.ops.gptx.topk_softmax(*arguments)[1])
+    assert torch.equal(kept[0, 0, -1], torch.arange(t - 5, t, dtype=torch.int32))
+    assert (weights == 0.2).all()
+
+
 def test_the_scores_are_full_of_ties():
     scores = random_scores(21, 300, levels=3)
     eighth, ninth = scores.topk(9).values[..., 7:].unbind(-1)
