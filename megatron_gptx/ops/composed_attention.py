@@ -92,10 +92,10 @@ class _ComposedAttention(torch.autograd.Function):
         if grad_scores is not None:
             pairs += grad_scores
             clear_unseen(pairs, row_start)
-        # In float32, as the definition has it: rounded, the few entries of a row would not cancel.
-        scale = q.shape[-1] ** -0.5
-        grad_q = (pairs @ k.to(pairs.dtype)).mul_(scale)
-        grad_k = (pairs.transpose(-2, -1) @ q.to(pairs.dtype)).mul_(scale)
+        # Rounded as what comes of them will be: a GPU multiplies such numbers at full speed.
+        rounded, scale = pairs.to(q.dtype), q.shape[-1] ** -0.5
+        grad_q = _products(rounded, k.transpose(-2, -1), scale=scale)
+        grad_k = _products(rounded.transpose(-2, -1), q.transpose(-2, -1), scale=scale)
         grad_prev = pairs if ctx.needs_input_grad[3] else None
         return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v, grad_prev, *[None] * 7
 
@@ -108,7 +108,7 @@ def _products(
     added_to: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Return added_to + scale * a @ b^T, (b, h, s, t) float32, of (b, h, s, d) and (b, h, t, d).
+    """Return added_to + scale * a @ b^T, (b, h, m, n) float32, of (b, h, m, l) and (b, h, n, l).
 
     `out` may be `added_to`, if contiguous; None for new memory.
     """
