@@ -23,6 +23,13 @@ def compile_ops(folder: Path) -> Path:
     return library
 
 
+def compile_wrong_kernels(folder: Path) -> Path:
+    """Return a program that tells what the emulator makes of wrong kernels."""
+    program = folder / "wrong_kernels"
+    _run([*_compiler(), "-O1", str(FOLDER / "wrong_kernels.cpp"), "-o", str(program)])
+    return program
+
+
 def compile_sanitized(folder: Path) -> Path:
     """Return a program that runs the kernels under sanitizers, of addresses and of behaviour."""
     program = folder / "sanitized"

@@ -1,9 +1,9 @@
 // A block of CUDA threads as fibers of one CPU thread: enough to run the kernels' own lines here.
 //
 // A fiber runs until an operation that others take part in, and goes on when all have come. In which
-// order they take their turns is the schedule's to say: code that forgets to wait for a neighbour
-// reads what is not there yet in one order or another. Real races, and the order in which a GPU's
-// memory is written, are beyond it.
+// order they take their turns is the schedule's to say, and a warp may go as far as it can before the
+// next one moves: code that forgets to wait for a neighbour reads what is not there yet in one order
+// or another. Real races, and the order in which a GPU's memory is written, are beyond it.
 #pragma once
 
 #include <ucontext.h>
@@ -46,9 +46,12 @@ constexpr size_t kStackBytes = 1 << 16;
 
 class Block {
  public:
-  Block(int num_threads, Schedule schedule) : threads_(num_threads), schedule_(schedule), order_(num_threads) {
-    std::iota(order_.begin(), order_.end(), 0);
-    if (schedule == Schedule::kDescending) std::reverse(order_.begin(), order_.end());
+  Block(int num_threads, Schedule schedule)
+      : threads_(num_threads), schedule_(schedule), warps_(num_threads / kWarp), lanes_(kWarp) {
+    for (std::vector<int>* order : {&warps_, &lanes_}) {
+      std::iota(order->begin(), order->end(), 0);
+      if (schedule == Schedule::kDescending) std::reverse(order->begin(), order->end());
+    }
     current = this;
   }
 
@@ -60,12 +63,12 @@ class Block {
     for (Thread& thread : threads_) thread.state = State::kReady;
     for (bool moved = true; moved;) {
       moved = false;
-      if (schedule_ == Schedule::kShuffled) std::shuffle(order_.begin(), order_.end(), random_);
-      for (int index : order_) {
-        if (threads_[index].state != State::kReady) continue;
-        moved = true;
-        resume(index);
-        release(index);
+      if (schedule_ == Schedule::kShuffled) std::shuffle(warps_.begin(), warps_.end(), random_);
+      for (int warp : warps_) {
+        while (take_turns(warp)) {
+          moved = true;
+          if (schedule_ == Schedule::kShuffled && random_() % 2) break;
+        }
       }
     }
     for (const Thread& thread : threads_) {
@@ -114,6 +117,20 @@ class Block {
     uint64_t slots[2] = {};
     int turn = 0;
   };
+
+  // Lets each lane of a warp run to its next operation; returns whether one could.
+  bool take_turns(int warp) {
+    bool moved = false;
+    if (schedule_ == Schedule::kShuffled) std::shuffle(lanes_.begin(), lanes_.end(), random_);
+    for (int lane : lanes_) {
+      const int index = warp * kWarp + lane;
+      if (threads_[index].state != State::kReady) continue;
+      moved = true;
+      resume(index);
+      release(index);
+    }
+    return moved;
+  }
 
   uint64_t& slot(int index) { return threads_[index].slots[threads_[self_].turn]; }
 
@@ -204,7 +221,7 @@ class Block {
 
   std::vector<Thread> threads_;
   const Schedule schedule_;
-  std::vector<int> order_;
+  std::vector<int> warps_, lanes_;
   std::mt19937 random_{1};
   void* place_[5];  // of the scheduler
   void* body_ = nullptr;
