@@ -13,6 +13,8 @@ from megatron_gptx.ops.dropout import draw_seed, survival
 from megatron_gptx.ops.sight import clear_unseen
 
 
+# PyTorch's baddbmm with an out_dtype has no shapes that its compiler could trace.
+@torch.compiler.disable
 def composed_attention(
     q: Tensor,
     k: Tensor,
@@ -113,20 +115,21 @@ def _products(
     `out` may be `added_to`, if contiguous; None for new memory.
     """
     if out is None:
-        out = a.new_empty(*a.shape[:3], b.shape[2], dtype=torch.float32)
+        shape = (*a.shape[:3], b.shape[2])
+        out = a.new_empty(shape, dtype=torch.float32) if added_to is None else added_to.clone()
     rounds = a.is_cuda and a.dtype in (torch.bfloat16, torch.float16)
     # A GPU multiplies such numbers as they are, and adds in float32; a CPU has to widen them.
     options = {"out_dtype": torch.float32} if rounds else {}
     if not rounds:
         a, b = a.float(), b.float()
-    start = out if added_to is None else added_to
+    total = out.flatten(0, 1)
     torch.baddbmm(
-        start.flatten(0, 1),
+        total,
         a.flatten(0, 1),
         b.flatten(0, 1).transpose(1, 2),
         beta=0.0 if added_to is None else 1.0,
         alpha=scale,
-        out=out.flatten(0, 1),
+        out=total,
         **options,
     )
     return out

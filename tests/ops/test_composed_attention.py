@@ -8,8 +8,9 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
-from megatron_gptx.ops.attention import attention_reference
+from megatron_gptx.ops.attention import attention, attention_reference
 from megatron_gptx.ops.composed_attention import composed_attention
 from tests.numerics import assert_all_as_accurate
 from tests.ops.attention_inputs import SLOPES, D, H, T, quantised_inputs, random_inputs, run
@@ -114,6 +115,27 @@ def test_no_square_tensor_is_kept_for_the_backward_pass():
         composed(q, k, v, slopes=SLOPES, top_k=2, return_scores=True)
     assert max(saved) == max(q.numel(), 2 * H * 40 * 2)
     assert D < 40
+
+
+def test_attention_on_a_gpu_is_this_one(monkeypatch):
+    monkeypatch.setattr(torch.ops.gptx, "cuda_architectures", lambda: ["9.0"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    called = []
+
+    def note(*qkv: Tensor, **options) -> tuple[Tensor, Tensor | None]:
+        called.append(qkv)
+        return composed_attention(*qkv, **options)
+
+    monkeypatch.setattr("megatron_gptx.ops.attention.composed_attention", note)
+    with FakeTensorMode(), torch.no_grad():
+        q, k, v = torch.empty(3, 2, H, T, D, device="cuda").unbind()
+        slopes = torch.empty(H, device="cuda")
+        options = {"slopes": slopes, "top_k": 3, "return_scores": True, "backend": "fused"}
+        out, carry = attention(q, k, v, **options)
+        again, _ = attention(q, k, v, prev_scores=carry, reuse_scores=True, **options)
+    assert len(called) == 2
+    assert (out.device.type, out.shape, again.shape) == ("cuda", q.shape, q.shape)
+    assert carry.shape == (2, H, T, T)
 
 
 def test_no_queries_attend_to_nothing():
