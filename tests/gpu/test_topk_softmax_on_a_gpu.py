@@ -9,7 +9,9 @@ from torch import Tensor
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.ops.topk_softmax import MOST_CUDA_KEYS, topk_softmax, topk_softmax_reference
 from tests.numerics import assert_all_as_accurate
+from tests.ops import softmax_inputs
 from tests.ops.attention_inputs import SLOPES, B, H
+from tests.ops.softmax_inputs import results, starts
 
 SHAPES = [(64, 64), (7, 40), (1, 50), (1, 1), (130, 301), (1000, 1000), (2048, 2048)]
 SHAPES += [(30, 2050), (17, 4097), (3, 8192), (2, MOST_CUDA_KEYS)]
@@ -18,33 +20,19 @@ TOP_K = [1, 8, 33, 3000]
 
 
 def random_scores(s: int, t: int, dtype: torch.dtype, device, levels: int = 0) -> Tensor:
-    """Return (b, h, s, t) normal scores, or whole numbers up to a few levels, full of ties."""
-    generator = torch.Generator().manual_seed(s * t)
-    if levels:
-        scores = torch.randint(-levels, levels + 1, (B, H, s, t), generator=generator)
-    else:
-        scores = torch.randn(B, H, s, t, generator=generator)
-    return scores.to(device, dtype)
+    """Return such scores on a device."""
+    scores = softmax_inputs.random_scores(s, t, dtype, levels).detach().to(device)
+    return scores if levels else scores.requires_grad_()
 
 
 def options_for(name: str, s: int, t: int, device) -> dict:
     """Return keyword arguments on a device."""
     options: dict = {} if name == "plain" else {"slopes": (SLOPES * 0.3).to(device)}
     if name in ("documents", "dropout"):
-        rows = torch.stack([torch.arange(t - s, t) // 3, torch.arange(t - s, t).clamp(max=5)])
-        rows[0, s // 2] = t
-        options["row_start"] = rows.int().to(device)
+        options["row_start"] = starts(s, t).to(device)
     if name == "dropout":
         options |= {"dropout_p": 0.3, "seed": 2**40 + 5}
     return options
-
-
-def results(form, scores: Tensor, top_k: int, **options) -> tuple[Tensor, Tensor]:
-    """Return probabilities, and the gradient of a sum over them."""
-    scores = scores.detach().requires_grad_()
-    probs = form(scores, top_k, **options)
-    weights = torch.linspace(-1, 1, probs.shape[-1], dtype=torch.float64, device=scores.device)
-    return probs, torch.autograd.grad((probs.double().sin() * weights).sum(), scores)[0]
 
 
 def fused(scores: Tensor, top_k: int, **options) -> Tensor:
@@ -57,10 +45,11 @@ def fused(scores: Tensor, top_k: int, **options) -> Tensor:
 def test_it_is_as_accurate_as_the_reference(gpu, s, t, name, dtype):
     options = options_for(name, s, t, gpu)
     scores = random_scores(s, t, dtype, gpu)
+    widened = scores.detach().double().requires_grad_()
     for top_k in TOP_K:
         actual = results(fused, scores, top_k, **options)
         reference = results(topk_softmax_reference, scores, top_k, **options)
-        exact = results(topk_softmax_reference, scores.double(), top_k, **options)
+        exact = results(topk_softmax_reference, widened, top_k, **options)
         assert [(x.dtype, x.shape) for x in actual] == [(x.dtype, x.shape) for x in reference]
         assert_all_as_accurate(actual, reference, exact)
 
@@ -86,7 +75,7 @@ def test_it_keeps_the_cpus_keys(gpu, s, t, levels, dtype):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("t", [150, 2100])
 def test_scores_that_are_no_numbers_or_infinite_are_the_cpus(gpu, t, bad):
-    scores = random_scores(5, t, torch.float32, "cpu")
+    scores = random_scores(5, t, torch.float32, "cpu").detach()
     scores[1, 2, 3, 7] = scores[0, 1, 0, t - 3] = bad
     scores[0, 0, 2] = -torch.inf
     for top_k in TOP_K:
@@ -132,7 +121,7 @@ def test_scores_may_lie_anyhow_in_memory(gpu):
 
 
 def test_a_cuda_graph_replays_it(gpu):
-    scores = random_scores(64, 300, torch.bfloat16, gpu)
+    scores = random_scores(64, 300, torch.bfloat16, gpu).detach()
     expected = fused(scores * 2, 8)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -152,11 +141,11 @@ def test_longer_rows_fall_back_or_are_refused(gpu):
 
 def test_every_gpu_is_served(gpu):
     for index in range(torch.cuda.device_count()):
-        scores = random_scores(20, 20, torch.float32, torch.device("cuda", index))
+        scores = random_scores(20, 20, torch.float32, torch.device("cuda", index)).detach()
         assert torch.equal(fused(scores, 3).cpu(), fused(scores.to(gpu), 3).cpu())
 
 
 def test_pytorch_finds_nothing_wrong_with_the_op(gpu):
-    scores = random_scores(6, 9, torch.float32, gpu).requires_grad_()
+    scores = random_scores(6, 9, torch.float32, gpu)
     arguments = (scores, SLOPES.to(gpu), 3, None, 0.2, 7)
     torch.library.opcheck(torch.ops.gptx.topk_softmax.default, arguments)

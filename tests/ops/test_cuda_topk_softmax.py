@@ -17,6 +17,7 @@ from megatron_gptx.ops.topk_softmax import MOST_CUDA_KEYS, keep_best, topk_softm
 from tests.numerics import assert_all_as_accurate
 from tests.ops.attention_inputs import SLOPES, B, H
 from tests.ops.emulator.compile import CSRC, compile_ops, compile_sanitized
+from tests.ops.softmax_inputs import random_scores, results, starts
 
 ASCENDING, DESCENDING, SHUFFLED = SCHEDULES = range(3)
 # A row per warp, and a row per block.
@@ -59,28 +60,6 @@ def topk_softmax_emulated(
     scores: Tensor, top_k: int, *, slopes=None, row_start=None, dropout_p=0.0, seed=0, schedule
 ) -> Tensor:
     return Emulated.apply(scores, slopes, top_k, row_start, dropout_p, seed, schedule)
-
-
-def random_scores(s: int, t: int, dtype: torch.dtype = torch.float32, levels: int = 0) -> Tensor:
-    """Return (b, h, s, t) normal scores, or whole numbers up to a few levels, full of ties."""
-    generator = torch.Generator().manual_seed(s * t)
-    if levels:
-        return torch.randint(-levels, levels + 1, (B, H, s, t), generator=generator).to(dtype)
-    return torch.randn(B, H, s, t, generator=generator).to(dtype).requires_grad_()
-
-
-def starts(s: int, t: int) -> Tensor:
-    """Return (b, s) first visible keys: documents, and in one row of each batch something odd."""
-    rows = torch.stack([torch.arange(t - s, t) // 3, torch.arange(t - s, t).clamp(max=5)]).int()
-    rows[0, s // 2], rows[1, s // 2] = t, t - s + s // 2
-    return rows
-
-
-def results(form: Callable, scores: Tensor, top_k: int, **options) -> tuple[Tensor, Tensor]:
-    """Return probabilities, and the gradient of a sum over them."""
-    probs = form(scores, top_k, **options)
-    weights = torch.linspace(-1, 1, probs.shape[-1], dtype=torch.float64)
-    return probs, torch.autograd.grad((probs.double().sin() * weights).sum(), scores)[0]
 
 
 OPTIONS = {
