@@ -15,10 +15,18 @@ from megatron_gptx.data.gpt_dataset import GPTDataset
 
 
 class MicroBatch(NamedTuple):
-    """One forward pass: (b, s) int64 token ids, and (b, s) int64 labels, the ids that follow."""
+    """One forward pass.
+
+    Attributes:
+        tokens: (b, s) int64 ids.
+        labels: (b, s) int64, the ids that follow; IGNORE where nothing is to be learned.
+        row_start: (b, s) int32, the first token that each one sees, which is the first of its
+            document; None where it sees all before it.
+    """
 
     tokens: Tensor
     labels: Tensor
+    row_start: Tensor | None = None
 
 
 class StepLoader:

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# The label of a position that does not count; the ignore_index that PyTorch defaults to.
-IGNORE = -100
+from megatron_gptx.config.batch import IGNORE
 
 
 def token_loss(logits: Tensor, labels: Tensor, num_tokens: Tensor) -> Tensor:
