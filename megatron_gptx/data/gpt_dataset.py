@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_gptx.config.batch import IGNORE
+from megatron_gptx.config.data import Packing
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.data.documents import DocumentIndex, Integers
 from megatron_gptx.data.fill_in_the_middle import FillInTheMiddle
@@ -16,7 +17,6 @@ from megatron_gptx.data.packing import (
     DocumentPacker,
     OverflowPacker,
     Packer,
-    Packing,
     Pieces,
     StreamPacker,
 )

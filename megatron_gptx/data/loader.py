@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megatron_gptx.config.batch import Batch
 from megatron_gptx.config.errors import UserError
+from megatron_gptx.data.blend import BlendedDataset
 from megatron_gptx.data.gpt_dataset import GPTDataset, Samples
 
 
@@ -51,7 +52,7 @@ class StepLoader:
 
     def __init__(
         self,
-        dataset: GPTDataset,
+        dataset: GPTDataset | BlendedDataset,
         batch: Batch,
         *,
         replica: int,

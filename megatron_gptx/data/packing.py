@@ -4,15 +4,13 @@ A sample is a piece of the documents in a row: `num_inputs` tokens, and the labe
 which is the token that follows. Rules return where pieces begin and how many inputs they have.
 """
 
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_gptx.data.documents import DocumentIndex, Integers
 from megatron_gptx.distributed.seeds import derive_seed
-
-Packing = Literal["stream", "until_overflow", "document"]
 
 _GROUP = 64  # documents whose samples are counted together: one number is kept per group
 _GROUPS_AT_ONCE = 1 << 14

@@ -15,7 +15,7 @@ from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.schema import Config
 from megatron_gptx.data.build import build_datasets
 from megatron_gptx.data.loader import StepLoader
-from megatron_gptx.data.statistics import unigram_entropy
+from megatron_gptx.data.statistics import blend_entropy
 from megatron_gptx.inference.load import load_model
 from megatron_gptx.launcher.command import decode
 from megatron_gptx.launcher.devices import local_device
@@ -70,7 +70,8 @@ def evaluate(config: Config) -> Evaluation:
         prefetch=0,
     )
     loss = validation_loss(model, loader, config.evaluation.batches)
-    return Evaluation(checkpoint.step, loss, unigram_entropy(datasets.valid))
+    entropy = blend_entropy(datasets.valid.datasets, datasets.valid.weights)
+    return Evaluation(checkpoint.step, loss, entropy)
 
 
 def _batch_of_training(config: Config, checkpoint: Checkpoint) -> Batch:
