@@ -4,7 +4,7 @@ Source: Bavarian et al. 2022, "Efficient Training of Language Models to Fill in 
 arXiv:2207.14255, sections 3 and 4.4 (cut at token level).
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,9 @@ from megatron_gptx.data.documents import Integers
 from megatron_gptx.data.order import mix
 from megatron_gptx.distributed.seeds import derive_seed
 
-_NUM_SENTINELS = 3
-_NUM_DRAWS = 4  # per document: whether, which order, and two cuts
+_NUM_SENTINELS: Final = 3
+# Per document: whether, which order, and two cuts.
+_DRAWS: Final = np.arange(4).astype(np.uint64)
 
 
 class FillInTheMiddle(NamedTuple):
@@ -60,18 +61,16 @@ class FillInTheMiddle(NamedTuple):
             positions: (n,) of the samples, over all epochs.
             seed: of the dataset.
         """
+        parts = _parts(rows, columns, num_tokens)
         key = np.uint64(derive_seed(seed, "fill in the middle"))
-        keys = mix(positions.astype(np.uint64) + key)
-        for row in range(len(ids)):
-            inner = columns[rows == row]
-            edges = np.unique(np.concatenate([[0], inner, [num_tokens[row]]]))
-            counters = np.arange(_NUM_DRAWS * (edges.size - 1), dtype=np.uint64)
-            draws = mix(keys[row] + mix(counters)).reshape(-1, _NUM_DRAWS)
-            chances = (draws[:, :2] >> np.uint64(11)) * 2.0**-53
-            for document in np.flatnonzero(chances[:, 0] < self.rate):
-                part = ids[row, edges[document] : edges[document + 1]]
-                cuts = draws[document, 2:].tolist()
-                self._rearrange_one(part, cuts, spm=chances[document, 1] < self.spm_rate)
+        samples = mix(positions.astype(np.uint64) + key)[parts.rows]
+        documents = mix(samples + parts.numbers.astype(np.uint64))
+        draws = mix(documents[:, None] + _DRAWS)
+        chances = (draws[:, :2] >> np.uint64(11)) * 2.0**-53
+        for number in np.flatnonzero(chances[:, 0] < self.rate).tolist():
+            row, _, begin, end = (int(part[number]) for part in parts)
+            spm = bool(chances[number, 1] < self.spm_rate)
+            self._rearrange_one(ids[row, begin:end], draws[number, 2:].tolist(), spm=spm)
 
     def _rearrange_one(
         self, document: npt.NDArray[np.integer], cuts: list[int], *, spm: bool
@@ -88,3 +87,24 @@ class FillInTheMiddle(NamedTuple):
         else:
             parts = [[self.prefix], prefix, [self.suffix], suffix, [self.middle], middle]
         document[: length + _NUM_SENTINELS] = np.concatenate(parts)
+
+
+class _Parts(NamedTuple):
+    """What samples hold of documents: (k,) sample, number within the sample, first and last."""
+
+    rows: Integers
+    numbers: Integers
+    begins: Integers
+    ends: Integers
+
+
+def _parts(rows: Integers, columns: Integers, num_tokens: Integers) -> _Parts:
+    """Return the parts of samples of which more documents begin at (rows, columns)."""
+    rows = np.concatenate([np.arange(num_tokens.size), rows])
+    begins = np.concatenate([np.zeros(num_tokens.size, np.int64), columns])
+    order = np.lexsort((begins, rows))
+    rows, begins = rows[order], begins[order]
+    first = np.searchsorted(rows, rows)
+    is_last = np.append(rows[1:] != rows[:-1], True)
+    ends = np.where(is_last, num_tokens[rows], np.append(begins[1:], 0))
+    return _Parts(rows, np.arange(rows.size) - first, begins, ends)

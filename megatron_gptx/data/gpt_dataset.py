@@ -118,7 +118,7 @@ class GPTDataset:
     def read_samples(self, positions: npt.ArrayLike) -> Samples:
         """Return the samples at (n,) positions."""
         places = np.asarray(positions, np.int64)
-        pieces = self._pieces(places)
+        pieces = self.locate(places)
         ids = self._gather(self.source, self._windows, pieces)
         isolate = self.shaping.isolate_documents and self.shaping.packing != "document"
         masked = isolate or self.shaping.mask_document_ends
@@ -170,8 +170,9 @@ class GPTDataset:
             )
         return packer
 
-    def _pieces(self, positions: Integers) -> Pieces:
-        """Return where the samples at positions lie."""
+    def locate(self, positions: npt.ArrayLike) -> Pieces:
+        """Return where the samples at (n,) positions lie, in tokens of the range."""
+        positions = np.asarray(positions, np.int64)
         found = Pieces(np.empty_like(positions), np.empty_like(positions))
         epochs, samples = np.divmod(positions, self.samples_per_epoch)
         numbers = samples // _BLOCK
@@ -201,16 +202,19 @@ class GPTDataset:
     ) -> npt.NDArray[np.integer]:
         """Return (n, seq_length + 1) ids from each piece's start on, 0 behind its last label."""
         length = self.seq_length + 1
-        whole = int(pieces.num_inputs.min()) == self.seq_length
-        if windows is not None and whole and pieces.starts.max() + length <= self.num_tokens:
-            return windows[self._start + pieces.starts]
-        ids = np.zeros((pieces.starts.size, length), source.dtype)
-        for row, start, inputs in zip(ids, *(part.tolist() for part in pieces), strict=True):
-            head = min(inputs + 1, self.num_tokens - start)
-            row[:head] = source.read(self._start + start, self._start + start + head)
-            # The rest lies across the ring's seam, where the last document meets the first.
-            rest = source.read(self._start, self._start + inputs + 1 - head)
-            row[head : inputs + 1] = rest
+        inside = pieces.starts + length <= self.num_tokens
+        if windows is not None and inside.all():
+            ids = windows[self._start + pieces.starts]
+        else:
+            ids = np.zeros((pieces.starts.size, length), source.dtype)
+            for row, start in zip(ids, pieces.starts.tolist(), strict=True):
+                head = min(length, self.num_tokens - start)
+                row[:head] = source.read(self._start + start, self._start + start + head)
+                # The rest lies across the ring's seam, where the last document meets the first.
+                rest = min(length - head, self.num_tokens)
+                row[head : head + rest] = source.read(self._start, self._start + rest)
+        if pieces.num_inputs.min() < self.seq_length:
+            ids[np.arange(length) > pieces.num_inputs[:, None]] = 0
         return ids
 
     def _begins(self, pieces: Pieces) -> tuple[Integers, Integers]:
