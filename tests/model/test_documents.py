@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from megatron_gptx.config.batch import IGNORE
 from megatron_gptx.model.execute import LayerRunner
-from megatron_gptx.model.loss import token_loss
+from megatron_gptx.model.loss import TokenLoss
 from megatron_gptx.model.pipeline import pack, unpack
 
 # Three documents in each of two sequences of 10 tokens.
@@ -50,7 +50,8 @@ def run_in_stages(
 def gradient_of(embedded: Tensor, logits: Tensor, counted: Tensor) -> Tensor:
     """Return the gradient of the loss at the counted labels for (b, s, m) embedded tokens."""
     labels = torch.full(counted.shape, IGNORE).masked_fill(counted, 5)
-    loss = token_loss(logits, labels, torch.tensor(1.0))
+    # A copy, since the loss may write its gradient over the logits it is given.
+    loss = TokenLoss()(logits.clone(), (labels, torch.tensor(1.0)))
     return torch.autograd.grad(loss, embedded, retain_graph=True)[0]
 
 
