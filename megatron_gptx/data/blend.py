@@ -134,7 +134,7 @@ class BlendedDataset:
             self.datasets, self.weights, self.proportions.counts(num_samples), strict=True
         ):
             epochs = samples / dataset.samples_per_epoch
-            tokens = round(epochs * dataset.num_tokens)
+            tokens = dataset.count_tokens(samples)
             shares.append(Share(dataset.source.prefix, weight, samples, tokens, epochs))
         return shares
 

@@ -140,6 +140,13 @@ class GPTDataset:
         row_start = self._row_start(rows, columns, pieces.num_inputs) if isolate else None
         return Samples(tokens, labels, row_start)
 
+    def count_tokens(self, num_samples: int) -> int:
+        """Return how many tokens the first samples hold; with packing, their average counts."""
+        epochs, rest = divmod(num_samples, self.samples_per_epoch)
+        if self.shaping.packing == "stream":
+            return epochs * self.num_tokens + rest * self.seq_length
+        return epochs * self.num_tokens + rest * self.num_tokens // self.samples_per_epoch
+
     def prefix_of(self, position: int) -> Path:
         """Return the prefix of the dataset that the sample at a position comes from."""
         return self.source.prefix

@@ -69,6 +69,7 @@ def pretrain(config: Config, process: Process) -> None:
             waiting_since = time.perf_counter()
             batch = next(batches)
             data_seconds = time.perf_counter() - waiting_since
+            monitor.wait(data_seconds)
             lr = learning_rate(
                 state.step,
                 peak=config.optimizer.lr,
@@ -109,6 +110,7 @@ def pretrain(config: Config, process: Process) -> None:
                 monitor.start(state)
             if last:
                 monitor.say(table(data.train.shares(state.samples), "data seen"))
+                monitor.say(f"waited for data: {monitor.waiting:.3%} of the steps' time")
                 break
     for writer in writers:
         writer.close()

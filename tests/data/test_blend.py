@@ -107,7 +107,7 @@ def test_shares_say_samples_tokens_and_epochs_of_each_dataset(blend):
     assert [share.samples for share in shares] == [65, 39, 26]
     assert [share.prefix.name for share in shares] == ["d0", "d1000", "d2000"]
     assert [share.epochs for share in shares] == [65 / 13, 39 / 38, 26 / 7]
-    assert [share.tokens for share in shares] == [500, round(39 / 38 * 300), round(26 / 7 * 50)]
+    assert [share.tokens for share in shares] == [5 * 100, 300 + 8, 3 * 50 + 5 * 8]
     lines = table(shares, "plan").splitlines()
     assert lines[0].split() == ["plan", "weight", "tokens", "epochs"]
     assert lines[1].split()[1:] == ["50.00%", "500", "5.000"]

@@ -48,6 +48,17 @@ def test_without_shuffling_samples_come_in_file_order_and_repeat(dataset):
     assert labels[2].tolist() == [0] + [IGNORE] * 9
 
 
+@pytest.mark.parametrize("packing", ["stream", "until_overflow", "document"])
+def test_tokens_are_counted_over_epochs(dataset, packing):
+    samples = GPTDataset(dataset, 7, seed=3, shaping=Shaping(packing))
+    n = samples.samples_per_epoch
+    assert [samples.count_tokens(i * n) for i in range(4)] == [0, 101, 202, 303]
+    counts = [samples.count_tokens(i) for i in range(3 * n)]
+    assert counts == sorted(counts)
+    if packing == "stream":
+        assert counts[: n + 2] == [*range(0, 7 * n, 7), 101, 108]
+
+
 def test_epochs_differ_in_order_and_in_windows(dataset):
     samples = GPTDataset(dataset, 10, seed=3)
     epochs = [read_epoch(samples, e).tokens[:-1, 0].tolist() for e in range(4)]
