@@ -38,6 +38,26 @@ def test_every_token_of_an_epoch_is_an_input_exactly_once(dataset, seq_length, e
     assert row_start is None
 
 
+@pytest.mark.parametrize("case", range(40))
+def test_so_it_is_for_any_documents_lengths_and_epochs(make_dataset, case):
+    random = np.random.default_rng(case)
+    seq_length, num_documents = (int(n) for n in random.integers(1, 40, 2))
+    lengths = random.integers(0, 30, num_documents)
+    lengths[0] += max(0, seq_length + 1 - lengths.sum())  # enough for a sample
+    edges = np.cumsum([0, *lengths])
+    dataset = make_dataset([range(a, b) for a, b in pairwise(edges)])
+    isolated = bool(case % 2)
+    samples = GPTDataset(
+        dataset, seq_length, seed=case, shaping=Shaping(isolate_documents=isolated)
+    )
+    for epoch in random.integers(0, 10**6, 3).tolist():
+        tokens, labels, _ = read_epoch(samples, epoch)
+        learned = labels != IGNORE
+        # With isolation, the last token of each document is shown, and nothing learned from it.
+        ends = set((edges[1:][lengths > 0] - 1).tolist()) if isolated else set()
+        assert sorted(tokens[learned].tolist()) == sorted(set(range(edges[-1])) - ends)
+
+
 def test_without_shuffling_samples_come_in_file_order_and_repeat(dataset):
     samples = GPTDataset(dataset, 10, seed=3, shuffle=False)
     assert samples.samples_per_epoch == 11

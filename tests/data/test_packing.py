@@ -68,6 +68,7 @@ def test_an_epoch_has_the_samples_that_plain_code_packs(dataset, lengths, mode, 
     samples = GPTDataset(dataset, L, seed=0, shaping=Shaping(mode))
     expected = plain(lengths)
     assert samples.samples_per_epoch == len(expected)
+    orders = []
     for epoch in (0, 3):
         positions = epoch * len(expected) + np.arange(len(expected))
         tokens, labels, row_start = samples.read_samples(positions)
@@ -77,8 +78,9 @@ def test_an_epoch_has_the_samples_that_plain_code_packs(dataset, lengths, mode, 
             inputs, outputs = inputs[outputs != IGNORE], outputs[outputs != IGNORE]
             assert np.array_equal(inputs[1:], outputs[:-1])
             found.append((int(inputs[0]), int(outputs[-1]) + 1))
+        orders.append(found)
         assert sorted(found) == expected
-        assert found != expected  # shuffled
+    assert orders[0] != orders[1] != expected  # each epoch is shuffled anew
 
 
 def test_until_overflow_shows_every_token_of_a_document_that_has_a_neighbour(dataset, lengths):
