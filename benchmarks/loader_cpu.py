@@ -2,13 +2,16 @@
 
 Ours is what `train.py` reads from: one thread that reads steps ahead. Theirs is a DataLoader with
 one worker process over a Dataset of the same memory-mapped windows in random order. Both take turns
-in one run and deliver the same thing: micro-batches of int64 tokens and labels. Then the start-up
-of a dataset of a trillion tokens is measured, and how long a sample far ahead takes.
+in one run and deliver the same thing: micro-batches of int64 tokens and labels. Then both read a
+larger file that is not in memory. Last, the start-up of a dataset of a trillion tokens is measured,
+and how long a sample far ahead takes.
 """
 
 import argparse
+import gc
 import itertools
 import json
+import os
 import resource
 import shutil
 import tempfile
@@ -39,6 +42,7 @@ from megatron_gptx.data.loader import StepLoader
 from megatron_gptx.data.manifest import write_aside
 
 VOCAB_SIZE = 22_000
+STEPS_FROM_DISK = 8
 # What becomes of the documents, per line of the table.
 SHAPES = {
     "stream": Shaping(),
@@ -153,6 +157,28 @@ def compare(prefix: Path, scale: Scale, options: argparse.Namespace) -> dict[str
     return speeds
 
 
+def compare_from_disk(prefix: Path, scale: Scale) -> dict[str, float]:
+    """Return the speeds of both sides over the first steps of a file that is not in memory."""
+    starts: dict[str, Callable[[], Iterator[object]]] = {
+        "stream": lambda: ours(GPTDataset(IndexedDataset(prefix), scale.seq_length, seed=0), scale),
+        "PyTorch's DataLoader": lambda: theirs(prefix, scale),
+    }
+    speeds = {}
+    for name, start in starts.items():
+        with bin_path(prefix).open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        steps = start()
+        next(steps)
+        started_at = time.perf_counter()
+        for _ in range(STEPS_FROM_DISK):
+            next(steps)
+        speeds[name] = STEPS_FROM_DISK * scale.tokens / (time.perf_counter() - started_at)
+        del steps
+        gc.collect()  # what is mapped stays in memory
+    return speeds
+
+
 def write_trillion(prefix: Path) -> None:
     """Write the index of a trillion tokens, and a .bin that is one hole of 2 TB."""
     num_documents = length = 10**6
@@ -194,6 +220,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=50_000_000, help="in the file; default: 5e7")
+    parser.add_argument(
+        "--tokens-on-disk", type=int, default=250_000_000, help="in the larger one; default: 2.5e8"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side; default: 5")
     parser.add_argument("--seconds", type=float, default=0.5, help="per turn; default: 0.5")
     parser.add_argument("--output", type=Path, help="JSON file for the result")
@@ -215,6 +244,11 @@ def main(argv: list[str] | None = None) -> int:
                 ratio = median(values) / their_median
                 print(f"  {name:<34}{median(values) / 1e6:>9.1f}{ratio:>8.1f}x")
             result[title] = speeds
+        write_tokens(folder / "larger", options.tokens_on_disk)
+        result["from disk"] = from_disk = compare_from_disk(folder / "larger", Scale(2048, 8, 4))
+        print("the first of these from a file that is not in memory")
+        for name, value in from_disk.items():
+            print(f"  {name:<34}{value / 1e6:>9.1f}")
         print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB")
         write_trillion(folder / "trillion")
         result["a trillion tokens"] = start = start_of_a_trillion(folder / "trillion")

@@ -20,6 +20,7 @@ from megatron_gptx.data.packing import (
     Pieces,
     StreamPacker,
 )
+from megatron_gptx.data.paging import announce, expect_scattered_reads
 from megatron_gptx.distributed.seeds import derive_seed
 
 _BLOCK = 256  # places in the order computed at once, which costs a tenth of one after the other
@@ -106,9 +107,11 @@ class GPTDataset:
         self._packer = self._make_packer()
         self.samples_per_epoch = self._packer.num_samples
         self._windows = dataset.windows(seq_length + 1)
+        expect_scattered_reads(dataset.mapping)
         if labels is not None:
             _check_lengths(dataset, labels)
             self._label_windows = labels.windows(seq_length + 1)
+            expect_scattered_reads(labels.mapping)
         # The last block of pieces, replaced as a whole: threads may share this object.
         self._block: tuple[tuple[int, int], Pieces] = (
             (-1, -1),
@@ -153,6 +156,10 @@ class GPTDataset:
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.integer]:
         """Return tokens [start, stop) of the range, as the file's own dtype."""
+        size = self.source.dtype.itemsize
+        if self._windows is not None:
+            first = np.array([(self._start + start) * size])
+            announce(self.source.mapping, first, (stop - start) * size)
         return self.source.read(self._start + start, self._start + stop)
 
     def _make_packer(self) -> Packer:
@@ -209,6 +216,9 @@ class GPTDataset:
     ) -> npt.NDArray[np.integer]:
         """Return (n, seq_length + 1) ids from each piece's start on, 0 behind its last label."""
         length = self.seq_length + 1
+        if windows is not None:
+            size = source.dtype.itemsize
+            announce(source.mapping, (self._start + pieces.starts) * size, length * size)
         inside = pieces.starts + length <= self.num_tokens
         if windows is not None and inside.all():
             ids = windows[self._start + pieces.starts]

@@ -10,7 +10,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_both_sides_are_measured(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks" / "loader_cpu.py", "--tokens", "200000"]
+    command = [
+        sys.executable,
+        ROOT / "benchmarks" / "loader_cpu.py",
+        "--tokens",
+        "200000",
+        "--tokens-on-disk",
+        "300000",
+    ]
     command += ["--rounds", "1", "--seconds", "0.02", "--output", tmp_path / "result.json"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     done = subprocess.run(
@@ -19,6 +26,7 @@ def test_both_sides_are_measured(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     result = json.loads((tmp_path / "result.json").read_text())
     trillion = result.pop("a trillion tokens")
+    assert all(speed > 0 for speed in result.pop("from disk").values())
     assert len(result) == 2
     for speeds in result.values():
         assert len(speeds) == 7

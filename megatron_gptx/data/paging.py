@@ -1,0 +1,25 @@
+"""How the system loads a mapped file: what it is told beforehand about reads here and there.
+
+By itself it loads whatever lies around a read, up to megabytes of it, and each read waits for the
+disk. Told better, it loads what is read, and for all reads of a step at the same time: from a disk
+that is 80 times as fast (benchmarks/loader_cpu.py).
+"""
+
+import mmap
+
+from megatron_gptx.data.documents import Integers
+
+
+def expect_scattered_reads(mapping: mmap.mmap | bytes) -> None:
+    """Let the system load no more than what is read."""
+    if isinstance(mapping, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
+        mapping.madvise(mmap.MADV_RANDOM)
+
+
+def announce(mapping: mmap.mmap | bytes, starts: Integers, num_bytes: int) -> None:
+    """Let the system begin to load this many bytes from each of (n,) starts on."""
+    if not isinstance(mapping, mmap.mmap) or not hasattr(mmap, "MADV_WILLNEED"):
+        return
+    for start in starts.tolist():
+        page = start // mmap.PAGESIZE * mmap.PAGESIZE
+        mapping.madvise(mmap.MADV_WILLNEED, page, start + num_bytes - page)
