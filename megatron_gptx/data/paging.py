@@ -1,8 +1,8 @@
 """How the system loads a mapped file: what it is told beforehand about reads here and there.
 
 By itself it loads whatever lies around a read, up to megabytes of it, and each read waits for the
-disk. Told better, it loads what is read, and for all reads of a step at the same time: from a disk
-that is 80 times as fast (benchmarks/loader_cpu.py).
+disk. Told better, it loads what is read, and for all reads of a step at the same time
+(benchmarks/loader_cpu.py measures it).
 """
 
 import mmap
