@@ -187,9 +187,12 @@ class GPTDataset:
     def locate(self, positions: npt.ArrayLike) -> Pieces:
         """Return where the samples at (n,) positions lie, in tokens of the range."""
         positions = np.asarray(positions, np.int64)
-        found = Pieces(np.empty_like(positions), np.empty_like(positions))
         epochs, samples = np.divmod(positions, self.samples_per_epoch)
         numbers = samples // _BLOCK
+        if (epochs == epochs[0]).all() and (numbers == numbers[0]).all():  # as it is most often
+            pieces, at = self._block_pieces(int(epochs[0]), int(numbers[0])), samples % _BLOCK
+            return Pieces(pieces.starts[at], pieces.num_inputs[at])
+        found = Pieces(np.empty_like(positions), np.empty_like(positions))
         for epoch, number in sorted(set(zip(epochs.tolist(), numbers.tolist(), strict=True))):
             here = (epochs == epoch) & (numbers == number)
             at = samples[here] - number * _BLOCK

@@ -5,13 +5,14 @@ import mmap
 import numpy as np
 import pytest
 
-from megatron_gptx.data import gpt_dataset
+from megatron_gptx.data import gpt_dataset, paging
 from megatron_gptx.data.gpt_dataset import GPTDataset
 from megatron_gptx.data.paging import announce, expect_scattered_reads
 
 
 @pytest.fixture
-def mapping(tmp_path):
+def mapping(tmp_path, monkeypatch):
+    monkeypatch.setattr(paging, "SMALL_FILE_BYTES", 0)
     path = tmp_path / "file"
     path.write_bytes(bytes(range(256)) * 100)
     with path.open("rb") as file:
