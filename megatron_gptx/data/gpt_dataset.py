@@ -143,6 +143,22 @@ class GPTDataset:
         row_start = self._row_start(rows, columns, pieces.num_inputs) if isolate else None
         return Samples(tokens, labels, row_start)
 
+    def locate(self, positions: npt.ArrayLike) -> Pieces:
+        """Return where the samples at (n,) positions lie, in tokens of the range."""
+        positions = np.asarray(positions, np.int64)
+        epochs, samples = np.divmod(positions, self.samples_per_epoch)
+        numbers = samples // _BLOCK
+        if (epochs == epochs[0]).all() and (numbers == numbers[0]).all():  # as it is most often
+            pieces, at = self._block_pieces(int(epochs[0]), int(numbers[0])), samples % _BLOCK
+            return Pieces(pieces.starts[at], pieces.num_inputs[at])
+        found = Pieces(np.empty_like(positions), np.empty_like(positions))
+        for epoch, number in sorted(set(zip(epochs.tolist(), numbers.tolist(), strict=True))):
+            here = (epochs == epoch) & (numbers == number)
+            at = samples[here] - number * _BLOCK
+            for into, of in zip(found, self._block_pieces(epoch, number), strict=True):
+                into[here] = of[at]
+        return found
+
     def count_tokens(self, num_samples: int) -> int:
         """Return how many tokens the first samples hold; with packing, their average counts."""
         epochs, rest = divmod(num_samples, self.samples_per_epoch)
@@ -183,22 +199,6 @@ class GPTDataset:
                 "shorter seq_length, another split or more data"
             )
         return packer
-
-    def locate(self, positions: npt.ArrayLike) -> Pieces:
-        """Return where the samples at (n,) positions lie, in tokens of the range."""
-        positions = np.asarray(positions, np.int64)
-        epochs, samples = np.divmod(positions, self.samples_per_epoch)
-        numbers = samples // _BLOCK
-        if (epochs == epochs[0]).all() and (numbers == numbers[0]).all():  # as it is most often
-            pieces, at = self._block_pieces(int(epochs[0]), int(numbers[0])), samples % _BLOCK
-            return Pieces(pieces.starts[at], pieces.num_inputs[at])
-        found = Pieces(np.empty_like(positions), np.empty_like(positions))
-        for epoch, number in sorted(set(zip(epochs.tolist(), numbers.tolist(), strict=True))):
-            here = (epochs == epoch) & (numbers == number)
-            at = samples[here] - number * _BLOCK
-            for into, of in zip(found, self._block_pieces(epoch, number), strict=True):
-                into[here] = of[at]
-        return found
 
     def _block_pieces(self, epoch: int, block: int) -> Pieces:
         known, pieces = self._block

@@ -133,15 +133,17 @@ class OverflowPacker(_GroupedPacker):
         return counts
 
     def _find(self, boundaries: Integers, ranks: Integers) -> Pieces:
-        tokens = boundaries[:, 0]
-        while True:
+        starts, num_inputs = np.empty_like(ranks), np.empty_like(ranks)
+        rows, tokens = np.arange(ranks.size), boundaries[:, 0]
+        while rows.size:
             step = self._step(boundaries, tokens)
-            behind = ranks >= step.num_samples
-            if not behind.any():
-                break
-            ranks = np.where(behind, ranks - step.num_samples, ranks)
-            tokens = np.where(behind, step.next, tokens)
-        return Pieces(tokens + ranks * self.seq_length, step.num_inputs)
+            here = ranks < step.num_samples
+            starts[rows[here]] = tokens[here] + ranks[here] * self.seq_length
+            num_inputs[rows[here]] = step.num_inputs[here]
+            on = ~here
+            rows, boundaries, tokens = rows[on], boundaries[on], step.next[on]
+            ranks = ranks[on] - step.num_samples[on]
+        return Pieces(starts, num_inputs)
 
     def _step(self, boundaries: Integers, tokens: Integers) -> "_Step":
         """Return the sample that begins at each token, or all full ones of a long document."""
