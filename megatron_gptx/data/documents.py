@@ -21,12 +21,21 @@ class DocumentIndex:
         self.num_documents = len(documents)
         self.first_token = source.token_offset(documents.start)
         self.num_tokens = source.token_offset(documents.stop) - self.first_token
+        # Where sequences do not lie back to back, their pointers do not count tokens.
+        contiguous = source.windows(1) is not None
+        self._offsets = None if contiguous else np.append(0, np.cumsum(source.lengths, dtype=int))
         self._stride = max(1, -(-(self.num_documents + 1) // _GUIDES))
         self._guides = self.boundaries(np.arange(0, self.num_documents + 1, self._stride))
 
     def boundaries(self, numbers: Integers) -> Integers:
         """Return the token at each of these boundaries, in the shape given."""
-        return self.source.token_offsets(self.documents.start + numbers) - self.first_token
+        sequences = self.source.document_starts[self.documents.start + numbers]
+        if self._offsets is not None:
+            return self._offsets[sequences] - self.first_token
+        offsets = np.full(sequences.shape, self.source.num_tokens)
+        inside = sequences < self.source.num_sequences
+        offsets[inside] = self.source.pointers[sequences[inside]] // self.source.dtype.itemsize
+        return offsets - self.first_token
 
     def boundaries_up_to(self, tokens: Integers) -> Integers:
         """Return how many boundaries lie at or before each of (n,) tokens."""

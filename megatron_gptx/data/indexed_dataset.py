@@ -105,16 +105,6 @@ class IndexedDataset:
         """Return how many tokens precede a document; `num_documents` gives all of them."""
         return self.sequence_offset(int(self.document_starts[document]))
 
-    def token_offsets(self, documents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return how many tokens precede each of these documents, in the shape given."""
-        sequences = self.document_starts[documents]
-        if self._offsets is not None:
-            return self._offsets[sequences]
-        offsets = np.full(sequences.shape, self.num_tokens)
-        inside = sequences < self.num_sequences
-        offsets[inside] = self.pointers[sequences[inside]] // self.dtype.itemsize
-        return offsets
-
     def document(self, index: int) -> npt.NDArray[np.integer]:
         """Return the token ids of one document, all its sequences joined."""
         if not 0 <= index < self.num_documents:
