@@ -10,7 +10,15 @@ from megatron_gptx.config.model import AttentionConfig
 from megatron_gptx.config.ops import Backend
 from megatron_gptx.model.attention import Attention
 from megatron_gptx.model.loss import TokenLoss
-from megatron_gptx.ops import attention, cross_entropy, library
+from megatron_gptx.model.projection import Projection
+from megatron_gptx.ops import attention, cross_entropy, library, linear
+
+Operation = type[Attention] | type[Projection] | type[TokenLoss]
+NAMES: dict[Operation, str] = {
+    Attention: "attention",
+    Projection: "projections",
+    TokenLoss: "loss",
+}
 
 
 def choose_backend(
@@ -21,10 +29,10 @@ def choose_backend(
     device_type: str,
     say: Callable[[str], object],
 ) -> None:
-    """Give every attention and the loss of a model their backend; load the kernels if they serve.
+    """Give every operation of a model its backend; load the kernels if they serve.
 
     Args:
-        model: holds the attention layers and the loss.
+        model: holds layers, and the loss where it is trained.
         config: what the attention computes.
         backend: what the user asked for.
         device_type: where the model will run, as torch names it.
@@ -34,9 +42,11 @@ def choose_backend(
         UserError: the kernels were asked for and those of the attention cannot run.
     """
     # Every precision of a configuration is one that the kernels take.
-    problems = {
-        Attention: attention.unsupported(device_type, torch.float32, top_k=config.top_k),
-        TokenLoss: cross_entropy.unsupported(device_type, torch.float32),
+    dtype, top_k = torch.float32, config.top_k
+    problems: dict[Operation, str | None] = {
+        Attention: attention.unsupported(device_type, dtype, top_k=top_k),
+        Projection: linear.unsupported(device_type),
+        TokenLoss: cross_entropy.unsupported(device_type, dtype),
     }
     if backend == "reference":
         problems = dict.fromkeys(problems, "ops.backend asks for it")
@@ -44,15 +54,15 @@ def choose_backend(
         # Last, for it may have to build them.
         missing = library.load(say)
         problems = {kind: problem or missing for kind, problem in problems.items()}
-    # The loss has kernels for some devices only: elsewhere PyTorch's are meant.
+    # The others have kernels for some devices only, and elsewhere PyTorch's are as good.
     if backend == "fused" and (problem := problems[Attention]):
         raise UserError(
             f"ops.backend is fused, but the fused attention cannot run: {problem}; mend that, or "
             "set ops.backend to auto"
         )
-    for kind, name in ((Attention, "attention"), (TokenLoss, "loss")):
-        problem = problems[kind]
-        say(f"{name}: plain PyTorch, since {problem}" if problem else f"{name}: fused kernels")
+    for kind, problem in problems.items():
+        implementation = f"plain PyTorch, since {problem}" if problem else "fused kernels"
+        say(f"{NAMES[kind]}: {implementation}")
         for module in model.modules():
             if isinstance(module, kind):
                 module.backend = "reference" if problem else "fused"

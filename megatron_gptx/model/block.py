@@ -61,7 +61,7 @@ class MacaronBlock(nn.Module):
 
         A query sees no key before its (b, s) row_start.
         """
-        x = self.add_before(x, 0.5 * self.feedforward_before(self.add_before.branch_input(x)))
+        x = self.add_before(x, self.feedforward_before(self.add_before.branch_input(x)), 0.5)
         mixed, scores = self.attention(
             self.add_attention.branch_input(x),
             prev_scores,
@@ -69,5 +69,5 @@ class MacaronBlock(nn.Module):
             return_scores=self.returns_scores,
         )
         x = self.add_attention(x, mixed)
-        x = self.add_after(x, 0.5 * self.feedforward_after(self.add_after.branch_input(x)))
+        x = self.add_after(x, self.feedforward_after(self.add_after.branch_input(x)), 0.5)
         return x, scores

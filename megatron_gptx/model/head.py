@@ -5,9 +5,10 @@ from torch.nn import functional
 
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.model.embedding import Table
+from megatron_gptx.model.projection import Projection
 
 
-class Head(nn.Linear):
+class Head(Projection):
     """The output projection, which never has a bias."""
 
     def __init__(self, config: ModelConfig) -> None:

