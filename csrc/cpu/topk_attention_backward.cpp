@@ -24,6 +24,13 @@ int64_t rows_per_block(int64_t num_rows, int64_t num_keys) {
   return std::min(num_rows, std::clamp<int64_t>(kBlockFloats / num_keys, 16, 256));
 }
 
+// The rows of one head side by side: those of a tensor in which heads alternate would compete for a
+// few sets of the cache.
+void pack(const Heads& x, int64_t head, int64_t num_rows, int64_t d, std::vector<float>& to) {
+  for (int64_t i = 0; i < num_rows; ++i)
+    std::memcpy(to.data() + i * d, x.head(head) + i * x.stride(), d * sizeof(float));
+}
+
 // Copies the gradient of one query's scores; those of keys that it does not see are constants.
 void copy_seen(const float* from, int64_t first, int64_t stop, int64_t t, float* to) {
   first = std::min(first, stop);
@@ -68,7 +75,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backwa
     const at::AutoDispatchBelowADInplaceOrView no_gradients_here;
     std::vector<float> grad_z(width), scaled(width), used(width);
     std::vector<float> own(dense && !prev_data ? block * t : 0);
+    std::vector<float> head_q(s * d), head_k(t * d), head_v(t * d);
     for (int64_t head = begin; head < end; ++head) {
+      pack(queries, head, s, d, head_q);
+      pack(keys, head, t, d, head_k);
+      pack(values, head, t, d, head_v);
       const int32_t* start = starts.batch(head / h);
       for (int64_t first = 0; first < s; first += block) {
         const int64_t num_rows = std::min(block, s - first), offset = (head * s + first) * t;
@@ -82,7 +93,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backwa
           const float* row_grad = grad_outs.head(head) + query * grad_outs.stride();
           const int64_t num_kept = num_used(row_kept, width);
 
-          rows.dot_products(values.head(head), values.stride(), row_kept, row_grad, num_kept, d,
+          rows.dot_products(head_v.data(), d, row_kept, row_grad, num_kept, d,
                             grad_z.data());
           dropout.apply(head / h, head % h, position, row_kept, grad_z.data(), num_kept, grad_z.data());
           softmax_gradient(row_weights, num_kept, grad_z.data());
@@ -97,23 +108,23 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backwa
             for (int64_t m = 0; m < num_kept; ++m) pairs[i * t + row_kept[m]] += grad_z[m];
           if (!dense) {
             for (int64_t m = 0; m < num_kept; ++m) scaled[m] = scale * grad_z[m];
-            rows.weighted_sum(keys.head(head), keys.stride(), row_kept, scaled.data(), num_kept, d,
+            rows.weighted_sum(head_k.data(), d, row_kept, scaled.data(), num_kept, d,
                               grad_qs.head(head) + query * grad_qs.stride());
             rows.add_multiples(grad_ks.head(head), grad_ks.stride(), row_kept, scaled.data(),
-                               queries.head(head) + query * queries.stride(), num_kept, d);
+                               head_q.data() + query * d, num_kept, d);
           }
         }
         // Of a few queries at a time the keys that all but the first few see, and the reverse.
         for (int64_t i = 0; dense && i < num_rows; i += kGroup) {
           const int64_t count = std::min(kGroup, num_rows - i);
-          rows.add_products(pairs + i * t, t, 1, count, keys.head(head), keys.stride(),
+          rows.add_products(pairs + i * t, t, 1, count, head_k.data(), d,
                             before + i + count, d, scale,
                             grad_qs.head(head) + (first + i) * grad_qs.stride(), grad_qs.stride());
         }
         for (int64_t j = 0; dense && j < before + num_rows; j += kGroup) {
           const int64_t count = std::min(kGroup, before + num_rows - j), i = std::max<int64_t>(j - before, 0);
           rows.add_products(pairs + i * t + j, 1, t, count,
-                            queries.head(head) + (first + i) * queries.stride(), queries.stride(),
+                            head_q.data() + (first + i) * d, d,
                             num_rows - i, d, scale, grad_ks.head(head) + j * grad_ks.stride(),
                             grad_ks.stride());
         }

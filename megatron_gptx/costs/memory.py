@@ -264,14 +264,8 @@ def _end_kept(model: ModelConfig, rows: int, width: int) -> int:
 
 
 def _end_working(config: Config) -> int:
-    """Return the logits and two gradients of the loss, all as wide as the vocabulary.
-
-    DeepSpeed's pipeline keeps the logits of two micro-batches: pipe/engine.py, pipe_buffers.
-    """
-    model, rows = config.model, config.batch.micro_size
-    buffers = 1 if config.parallel.sequential else min(2, config.batch.accumulation_steps)
-    narrow = _logits(model, rows, compute_bytes(config.precision))
-    return buffers * narrow + 2 * _logits(model, rows, FLOAT)
+    """Return two gradients of the loss, as wide as the vocabulary; on a CPU kernels need neither."""
+    return 2 * _logits(config.model, config.batch.micro_size, FLOAT)
 
 
 def _logits(model: ModelConfig, rows: int, width: int) -> int:

@@ -9,16 +9,9 @@ from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.model import AttentionConfig
 from megatron_gptx.config.ops import Backend
 from megatron_gptx.model.attention import Attention
-from megatron_gptx.model.loss import TokenLoss
+from megatron_gptx.model.embedding import Table
 from megatron_gptx.model.projection import Projection
-from megatron_gptx.ops import attention, cross_entropy, library, linear
-
-Operation = type[Attention] | type[Projection] | type[TokenLoss]
-NAMES: dict[Operation, str] = {
-    Attention: "attention",
-    Projection: "projections",
-    TokenLoss: "loss",
-}
+from megatron_gptx.ops import attention, library, linear
 
 
 def choose_backend(
@@ -33,7 +26,7 @@ def choose_backend(
     """Give every operation of a model its backend; load the kernels if they serve.
 
     Args:
-        model: holds layers, and the loss where it is trained.
+        model: holds the layers.
         config: what the attention computes.
         backend: what the user asked for.
         device_type: where the model will run, as torch names it.
@@ -50,28 +43,29 @@ def choose_backend(
             device_type, torch.float32, top_k=config.top_k, num_keys=num_keys
         )
 
-    problems: dict[Operation, str | None] = {
-        Attention: against_attention(),
-        Projection: linear.unsupported(device_type),
-        TokenLoss: cross_entropy.unsupported(device_type, torch.float32),
-    }
+    for_attention, for_projections = against_attention(), linear.unsupported(device_type)
     if backend == "reference":
-        problems = dict.fromkeys(problems, "ops.backend asks for it")
-    elif None in problems.values():
+        for_attention = for_projections = "ops.backend asks for it"
+    elif not (for_attention and for_projections):
         # Last, for it may have to build them.
         missing = library.load(say)
-        problems = {kind: problem or missing for kind, problem in problems.items()}
         # Which GPUs they were compiled for is known now.
-        problems[Attention] = problems[Attention] or against_attention()
-    # The others have kernels for some devices only, and elsewhere PyTorch's are as good.
-    if backend == "fused" and (problem := problems[Attention]):
+        for_attention = for_attention or missing or against_attention()
+        for_projections = for_projections or missing
+    # Projections have kernels for CPUs only, and elsewhere PyTorch's are as good.
+    if backend == "fused" and for_attention:
         raise UserError(
-            f"ops.backend is fused, but the fused attention cannot run: {problem}; mend that, or "
-            "set ops.backend to auto"
+            f"ops.backend is fused, but the fused attention cannot run: {for_attention}; mend "
+            "that, or set ops.backend to auto"
         )
-    for kind, problem in problems.items():
-        implementation = f"plain PyTorch, since {problem}" if problem else "fused kernels"
-        say(f"{NAMES[kind]}: {implementation}")
-        for module in model.modules():
-            if isinstance(module, kind):
-                module.backend = "reference" if problem else "fused"
+    say(f"attention: {_implementation(for_attention)}")
+    say(f"projections and loss: {_implementation(for_projections)}")
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.backend = "reference" if for_attention else "fused"
+        if isinstance(module, (Projection, Table)):
+            module.backend = "reference" if for_projections else "fused"
+
+
+def _implementation(problem: str | None) -> str:
+    return f"plain PyTorch, since {problem}" if problem else "fused kernels"

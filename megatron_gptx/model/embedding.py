@@ -4,10 +4,14 @@ from torch import Tensor, arange, nn
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.model import ModelConfig
+from megatron_gptx.config.ops import Backend
 
 
 class Table(nn.Embedding):
     """A row per id, without values of its own: model/initialize.py draws them."""
+
+    # How a head that shares the table multiplies with it.
+    backend: Backend = "reference"
 
     def reset_parameters(self) -> None:
         """Draw nothing: on the meta device, PyTorch's default would import its compiler (2 s)."""

@@ -1,7 +1,8 @@
 """The layer list as a DeepSpeed pipeline: this rank builds and runs the layers of its stage."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.model.execute import LayerRunner
 from megatron_gptx.model.head import TiedHead, project
 from megatron_gptx.model.layers import TIED_PARAMETER, build_layer, layer_list
-from megatron_gptx.model.loss import TokenLoss
+from megatron_gptx.model.loss import Target
 
 
 class _Spec(LayerSpec):
@@ -77,11 +78,14 @@ class GPTXPipeline(PipelineModule):
         super().__init__(
             layers=_specs(config, seed),
             topology=PipeDataParallelTopology(num_pp=len(edges) - 1, num_dp=replicas),
-            loss_fn=TokenLoss(),
         )
+        self.stage_layers = list(self.forward_funcs)
+        is_last = self._local_stop == config.num_pipeline_layers
+        # The head waits for the labels, which DeepSpeed hands to the loss.
+        self.loss_fn = partial(_loss, self.stage_layers[-1]) if is_last else None
         self.runner = LayerRunner(
             config,
-            self.forward_funcs,
+            self.stage_layers[:-1] if is_last else self.stage_layers,
             first=self._local_start,
             seed=seed,
             checkpoint_group=checkpoint_group,
@@ -96,7 +100,7 @@ class GPTXPipeline(PipelineModule):
         """Return this stage's layers by position; a tied head owns nothing and is left out."""
         return {
             index: layer
-            for index, layer in enumerate(self.runner.layers, start=self._local_start)
+            for index, layer in enumerate(self.stage_layers, start=self._local_start)
             if isinstance(layer, nn.Module) and not isinstance(layer, TiedHead)
         }
 
@@ -109,7 +113,7 @@ class GPTXPipeline(PipelineModule):
         return {index: list(layer.parameters()) for index, layer in self.local_layers().items()}
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map token ids or a packed boundary tensor to the next boundary tensor or logits."""
+        """Map token ids or a packed boundary tensor to the next one, or to what the head reads."""
         if self.stage_id == 0:
             x, carry = inputs, None
         else:
@@ -160,3 +164,7 @@ def _specs(config: ModelConfig, seed: int) -> list[LayerSpec]:
         else _TiedSpec(config, index, seed, entry.tied_key)
         for index, entry in enumerate(layer_list(config))
     ]
+
+
+def _loss(head: Callable[..., tuple[Tensor, None]], x: Tensor, target: Target) -> Tensor:
+    return head(x, None, target=target)[0]

@@ -8,7 +8,7 @@ from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.model.execute import LayerRunner
 from megatron_gptx.model.head import TiedHead
 from megatron_gptx.model.layers import build_layers
-from megatron_gptx.model.loss import TokenLoss
+from megatron_gptx.model.loss import Target
 
 
 class GPTXSequential(nn.Module):
@@ -32,9 +32,8 @@ class GPTXSequential(nn.Module):
         """
         super().__init__()
         self.layers = nn.ModuleList(build_layers(config, seed, prepare=prepare))
-        self.loss = TokenLoss()
         self.runner = LayerRunner(
-            config, self.layers, first=0, seed=seed, checkpoint_group=checkpoint_group
+            config, self.layers[:-1], first=0, seed=seed, checkpoint_group=checkpoint_group
         )
 
     def local_layers(self) -> dict[int, nn.Module]:
@@ -52,12 +51,16 @@ class GPTXSequential(nn.Module):
         num_tokens: Tensor,
         row_start: Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of (b, s) token ids, as `TokenLoss` defines it."""
-        return self.loss(self.logits(tokens, row_start), (labels, num_tokens))
+        """Return the loss of (b, s) token ids, as `token_loss` defines it."""
+        return self._run(tokens, row_start, (labels, num_tokens))
 
     def logits(self, tokens: Tensor, row_start: Tensor | None = None) -> Tensor:
         """Map token ids (b, s) to logits (b, s, v).
 
         `row_start` (b, s) int32 is the first token that each one sees; None for the first of all.
         """
-        return self.runner.run(tokens, None, row_start, training=self.training)[0]
+        return self._run(tokens, row_start, None)
+
+    def _run(self, tokens: Tensor, row_start: Tensor | None, target: Target | None) -> Tensor:
+        x, _ = self.runner.run(tokens, None, row_start, training=self.training)
+        return self.layers[-1](x, None, target=target)[0]

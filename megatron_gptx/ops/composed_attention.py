@@ -13,8 +13,6 @@ from megatron_gptx.ops.dropout import draw_seed, survival
 from megatron_gptx.ops.sight import clear_unseen
 
 
-# PyTorch's baddbmm with an out_dtype has no shapes that its compiler could trace.
-@torch.compiler.disable
 def composed_attention(
     q: Tensor,
     k: Tensor,

@@ -25,11 +25,11 @@ class FusedLinear(torch.autograd.Function):
         ctx.has_bias, ctx.activation, ctx.variant = bias is not None, activation, variant
         if activation is None:
             ctx.save_for_backward(x, weight)
-            return _product(x, weight, bias)
+            return product(x, weight, bias)
         if x.dtype == torch.float32:
-            before, rest = _product(x, weight), bias
+            before, rest = product(x, weight), bias
         else:  # rounded with the bias in it, which is once
-            before, rest = _product(x, weight, bias).float(), None
+            before, rest = product(x, weight, bias).float(), None
         ctx.save_for_backward(x, weight, before)
         return torch.ops.gptx.bias_gelu_(before, rest, variant).to(x.dtype)
 
@@ -43,7 +43,7 @@ class FusedLinear(torch.autograd.Function):
             ).to(x.dtype)
         needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         return (
-            _product(grad, weight.t()) if needs_x else None,
+            product(grad, weight.t()) if needs_x else None,
             grad.t() @ x if needs_weight else None,
             grad.sum(0) if needs_bias else None,
             None,
@@ -51,7 +51,7 @@ class FusedLinear(torch.autograd.Function):
         )
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x @ weight.T + bias."""
     if x.dtype != torch.float32:  # PyTorch itself takes oneDNN's
         return functional.linear(x, weight, bias)

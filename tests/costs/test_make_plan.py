@@ -77,7 +77,7 @@ compute  6.44 GFLOPs per token, 26.4 TFLOPs per step
                                    ----------------- GiB on each process -----------------
 stage  layers   parameters   work  weights  gradients  optimizer  activations  step   peak   to next
     0    0-10  550,653,972  47.9%     1.03       1.03       6.15         1.40  3.08  11.28  4.00 MiB
-    1   11-22  548,560,916  52.1%     1.02       1.02       6.13         0.99  3.07  11.24         -
+    1   11-22  548,560,916  52.1%     1.02       1.02       6.13         0.91  3.07  11.24         -
 
 peak = weights + gradients + optimizer + the larger of activations and the optimizer's step.
 The device's own context and DeepSpeed's communication buckets come on top."""

@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 from megatron_gptx.costs.memory import activation_memory
 from megatron_gptx.model.execute import LayerRunner
 from megatron_gptx.model.layers import build_layers
-from megatron_gptx.model.loss import TokenLoss
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CARRY = {"residual_scores": True}
@@ -69,11 +68,11 @@ def measure(config):
             parameter.grad = torch.zeros_like(parameter)
             live.ignore([parameter, parameter.grad])
     group = config.training.checkpoint_activations
-    runner = LayerRunner(model, layers, first=0, seed=0, checkpoint_group=group)
+    runner = LayerRunner(model, layers[:-1], first=0, seed=0, checkpoint_group=group)
     tokens = torch.randint(model.vocab_size, (config.batch.micro_size, model.seq_length))
     with live:
-        logits, _ = runner.run(tokens, None, training=True)
-        loss = TokenLoss()(logits, (tokens, torch.tensor(1)))
+        x, _ = runner.run(tokens, None, training=True)
+        loss, _ = layers[-1](x, None, target=(tokens, torch.tensor(1)))
         kept = live.now
         loss.backward()
     return kept, live.peak

@@ -8,7 +8,7 @@ from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.model import AttentionConfig
 from megatron_gptx.model.attention import Attention
 from megatron_gptx.model.backend import choose_backend
-from megatron_gptx.model.loss import TokenLoss
+from megatron_gptx.model.embedding import Table
 from megatron_gptx.model.projection import Projection
 from megatron_gptx.ops import library
 from tests.numerics import assert_as_accurate
@@ -30,18 +30,17 @@ def choose(model: nn.Module, backend: str, *, device="cpu", top_k=4, keys=64):
 
 
 def backends(model: nn.Module) -> list[str]:
-    """Return what attention, projections and loss use."""
+    """Return what attention, projections and tables use."""
     return [
         "".join({module.backend for module in model.modules() if isinstance(module, kind)})
-        for kind in (Attention, Projection, TokenLoss)
+        for kind in (Attention, Projection, Table)
     ]
 
 
 @pytest.fixture
 def model(make_layers) -> nn.Module:
-    """Return a model's layers and loss as one module."""
-    layers = make_layers(attention={"top_k": 4, "residual_scores": True})
-    return nn.ModuleList([*layers, TokenLoss()])
+    """Return a model's layers as one module."""
+    return nn.ModuleList(make_layers(attention={"top_k": 4, "residual_scores": True}))
 
 
 def test_a_model_uses_plain_pytorch_until_told_otherwise(model):
@@ -50,7 +49,7 @@ def test_a_model_uses_plain_pytorch_until_told_otherwise(model):
 
 @pytest.mark.parametrize("backend", ["auto", "fused"])
 def test_kernels_are_used_where_they_run(model, backend, kernels):
-    names = ["attention", "projections", "loss"]
+    names = ["attention", "projections and loss"]
     lines = [f"{name}: fused kernels" for name in names]
     assert choose(model, backend) == (lines, ["fused"] * 3)
 

@@ -1,0 +1,85 @@
+"""Cross entropy behind a projection, and what PyTorch must know of its compiled part.
+
+Each block of rows becomes logits, a loss, the gradient of the logits where they were, and its share
+of the gradients of x and weight, before the next block begins.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from megatron_gptx.ops.fused_linear import product
+
+# Logits of one block: half a core's second-level cache or more, and a small part of the third's.
+BLOCK = 512 * 1024
+
+
+def fused_linear_cross_entropy(
+    x: Tensor, weight: Tensor, labels: Tensor, *, ignored: int, variant: str = "best"
+) -> Tensor:
+    """Return what `linear_cross_entropy` does, by one of `torch.ops.gptx.cpu_variants()`."""
+    # Gradients are made before the scale of the loss is known: float16 could not hold them.
+    x, weight = x.float().contiguous(), weight.float().contiguous()
+    return _LinearCrossEntropy.apply(
+        x, weight, labels.contiguous(), ignored, variant, torch.is_grad_enabled()
+    )
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        ignored: int,
+        variant: str,
+        differentiate: bool,
+    ) -> Tensor:
+        needs_x, needs_weight = (differentiate and need for need in ctx.needs_input_grad[:2])
+        grad_x = torch.empty_like(x) if needs_x else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        # In float64, for there may be thousands of blocks.
+        total = torch.zeros((), dtype=torch.float64)
+        rows = max(BLOCK // len(weight), 16)
+        for first in range(0, len(x), rows):
+            block, block_labels = x[first : first + rows], labels[first : first + rows]
+            logits = product(block, weight)
+            loss, sums = torch.ops.gptx.cross_entropy(logits, block_labels, ignored, variant)
+            total += loss
+            if needs_x or needs_weight:
+                torch.ops.gptx.cross_entropy_backward_(
+                    logits, sums, block_labels, 1.0, ignored, variant
+                )
+            if grad_x is not None:
+                grad_x[first : first + rows] = product(logits, weight.t())
+            if grad_weight is not None:
+                grad_weight.addmm_(logits.t(), block)
+        ctx.save_for_backward(grad_x, grad_weight)
+        return total.float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grads = (None if unit is None else grad * unit for unit in ctx.saved_tensors)
+        return *grads, None, None, None, None
+
+
+def register() -> None:
+    """Tell PyTorch; once, after the library that defines the ops has been loaded."""
+    torch.library.register_fake("gptx::cross_entropy", _forward_shapes)
+    torch.library.register_fake("gptx::cross_entropy_backward_", _backward_shapes)
+
+
+def _forward_shapes(
+    logits: Tensor, labels: Tensor, ignored: int, variant: str = "best"
+) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(()), logits.new_empty(logits.shape[0], 2)
+
+
+def _backward_shapes(
+    logits: Tensor, sums: Tensor, labels: Tensor, scale: float, ignored: int, variant: str = "best"
+) -> None:
+    return None
