@@ -10,7 +10,15 @@ from megatron_gptx.config.model import AttentionConfig
 from megatron_gptx.config.ops import Backend
 from megatron_gptx.model.attention import Attention
 from megatron_gptx.model.loss import TokenLoss
-from megatron_gptx.ops import attention, cross_entropy, library
+from megatron_gptx.model.projection import Projection
+from megatron_gptx.ops import attention, cross_entropy, library, linear
+
+Operation = type[Attention] | type[Projection] | type[TokenLoss]
+NAMES: dict[Operation, str] = {
+    Attention: "attention",
+    Projection: "projections",
+    TokenLoss: "loss",
+}
 
 
 def choose_backend(
@@ -22,10 +30,10 @@ def choose_backend(
     num_keys: int,
     say: Callable[[str], object],
 ) -> None:
-    """Give every attention and the loss of a model their backend; load the kernels if they serve.
+    """Give every operation of a model its backend; load the kernels if they serve.
 
     Args:
-        model: holds the attention layers and the loss.
+        model: holds layers, and the loss where it is trained.
         config: what the attention computes.
         backend: what the user asked for.
         device_type: where the model will run, as torch names it.
@@ -42,8 +50,9 @@ def choose_backend(
             device_type, torch.float32, top_k=config.top_k, num_keys=num_keys
         )
 
-    problems = {
+    problems: dict[Operation, str | None] = {
         Attention: against_attention(),
+        Projection: linear.unsupported(device_type),
         TokenLoss: cross_entropy.unsupported(device_type, torch.float32),
     }
     if backend == "reference":
@@ -54,15 +63,15 @@ def choose_backend(
         problems = {kind: problem or missing for kind, problem in problems.items()}
         # Which GPUs they were compiled for is known now.
         problems[Attention] = problems[Attention] or against_attention()
-    # The loss has kernels for some devices only: elsewhere PyTorch's are meant.
+    # The others have kernels for some devices only, and elsewhere PyTorch's are as good.
     if backend == "fused" and (problem := problems[Attention]):
         raise UserError(
             f"ops.backend is fused, but the fused attention cannot run: {problem}; mend that, or "
             "set ops.backend to auto"
         )
-    for kind, name in ((Attention, "attention"), (TokenLoss, "loss")):
-        problem = problems[kind]
-        say(f"{name}: plain PyTorch, since {problem}" if problem else f"{name}: fused kernels")
+    for kind, problem in problems.items():
+        implementation = f"plain PyTorch, since {problem}" if problem else "fused kernels"
+        say(f"{NAMES[kind]}: {implementation}")
         for module in model.modules():
             if isinstance(module, kind):
                 module.backend = "reference" if problem else "fused"

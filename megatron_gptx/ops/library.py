@@ -8,7 +8,12 @@ from collections.abc import Callable
 
 import torch
 
-from megatron_gptx.ops import fused_attention, fused_cross_entropy, fused_topk_softmax
+from megatron_gptx.ops import (
+    fused_attention,
+    fused_cross_entropy,
+    fused_linear,
+    fused_topk_softmax,
+)
 from megatron_gptx.ops.build import BuildError, ensure_built
 from megatron_gptx.ops.cuda_build import serves
 
@@ -33,6 +38,7 @@ def load(say: Callable[[str], object]) -> str | None:
     fused_attention.register()
     fused_topk_softmax.register()
     fused_cross_entropy.register()
+    fused_linear.register()
     return None
 
 
