@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kThreads, 12) topk_softmax_backward(BackwardAr
   const int64_t row = row_of_thread<kWarps>();
   if (row >= rows.num_rows) return;
 
-  const Place place(rows, row);
+  const Place place(rows, static_cast<int>(row));
   const int num_keys = rows.num_keys, width = rows.width;
   const auto* incoming = static_cast<const typename T::Bits*>(arguments.grad_probs) + row * num_keys;
   auto* outgoing = static_cast<typename T::Bits*>(arguments.grad_scores) + row * num_keys;

@@ -19,11 +19,23 @@ struct ForwardShared {
   Board<kWarps> board;
 };
 
+// Four bits for each chunk of a thread.
+template <bool kMany>
+struct CountsOf {
+  using Type = uint32_t;
+};
+template <>
+struct CountsOf<true> {
+  using Type = uint64_t;
+};
+
 // The seen columns of a row, those from `start` to `position`: chunks of them are dealt to the warps.
 // A thread names its columns by their distance from its first one: a constant, that takes no register.
 template <int kWarps, int kChunks>
 class SeenColumns {
  public:
+  using Counts = typename CountsOf<(kChunks > 8)>::Type;
+
   __device__ SeenColumns(const Group<kWarps>& group, int start, int position)
       : start_(start), position_(position), lane_(group.lane) {
     const int first = start / kChunk, num_chunks = position / kChunk - first + 1;
@@ -48,22 +60,13 @@ class SeenColumns {
   template <class T>
   __device__ bool convert(float slope) {
     bool nan = false;
-    // Whole numbers, so that adding to them rounds nothing.
-    const float nearest = static_cast<float>(first_column_ - position_);
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       if (c >= num_own_) break;
-      uint32_t* keys = keys_ + c * kLaneColumns;
-#pragma unroll
-      for (int e = kLaneColumns - 1; e >= 0; --e) {
-        const int at = c * kChunk + e;
-        // Two roundings, as everywhere else: z must not depend on who computes it.
-        const float bias = __fmul_rn(slope, nearest + static_cast<float>(at));
-        const float z = __fadd_rn(column_of<T>(keys, e), bias);
-        const bool seen = at >= start_ - first_column_ && at <= position_ - first_column_;
-        nan |= seen && z != z;
-        keys[e] = seen ? ordered(z) : kUnseen;
-      }
+      const int column = first_column_ - lane_ * kLaneColumns + c * kChunk;
+      // The usual case, for which nothing is compared.
+      const bool all_seen = column >= start_ && column + kChunk - 1 <= position_;
+      nan |= all_seen ? convert_chunk<T, true>(c, slope) : convert_chunk<T, false>(c, slope);
     }
     return nan;
   }
@@ -83,18 +86,30 @@ class SeenColumns {
     return found;
   }
 
+  // The same for each chunk.
+  template <class Wanted>
+  __device__ Counts count_by_chunk(Wanted wanted) const {
+    Counts found = 0;
+    each([&](uint32_t key, int at) {
+      found += static_cast<Counts>(wanted(key, at) ? 1 : 0) << at / kChunk * 4;
+    });
+    return found;
+  }
+
+  static __device__ uint32_t total(Counts by_chunk) {
+    uint32_t sum = 0;
+    for (int c = 0; c < kChunks; ++c) sum += static_cast<uint32_t>(by_chunk >> c * 4) & 15;
+    return sum;
+  }
+
   // Calls take(rank, key, column) for every column that is wanted: ranks count the columns of this
   // warp from `rank` on, from left to right.
   template <class Wanted, class Take>
-  __device__ void collect(uint32_t rank, Wanted wanted, Take take) const {
+  __device__ void collect(uint32_t rank, Counts by_chunk, Wanted wanted, Take take) const {
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       if (c >= num_own_) break;
-      uint32_t found = 0;
-#pragma unroll
-      for (int e = 0; e < kLaneColumns; ++e) {
-        found += wanted(keys_[c * kLaneColumns + e], c * kChunk + e) ? 1 : 0;
-      }
+      const uint32_t found = static_cast<uint32_t>(by_chunk >> c * 4) & 15;
       uint32_t own_rank = rank;
       // One round finds the lanes with one column or more, the next those with two or more, ...
       for (uint32_t n = 1;; ++n) {
@@ -113,6 +128,25 @@ class SeenColumns {
   }
 
  private:
+  template <class T, bool kAllSeen>
+  __device__ __forceinline__ bool convert_chunk(int c, float slope) {
+    bool nan = false;
+    uint32_t* keys = keys_ + c * kLaneColumns;
+    // Whole numbers, so that adding to them rounds nothing.
+    const float nearest = static_cast<float>(first_column_ - position_);
+#pragma unroll
+    for (int e = kLaneColumns - 1; e >= 0; --e) {
+      const int at = c * kChunk + e;
+      // Two roundings, as everywhere else: z must not depend on who computes it.
+      const float bias = __fmul_rn(slope, nearest + static_cast<float>(at));
+      const float z = __fadd_rn(column_of<T>(keys, e), bias);
+      const bool seen = kAllSeen || (at >= start_ - first_column_ && at <= position_ - first_column_);
+      nan |= seen && z != z;
+      keys[e] = seen ? ordered(z) : kUnseen;
+    }
+    return nan;
+  }
+
   template <class Look>
   __device__ __forceinline__ void each(Look look) const {
 #pragma unroll
@@ -242,12 +276,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kChunks>) topk_softmax_forwa
   const int64_t row = row_of_thread<kWarps>();
   if (row >= rows.num_rows) return;
 
-  const Place place(rows, row);
+  const Place place(rows, static_cast<int>(row));
   const int num_keys = rows.num_keys, width = rows.width;
   int start = 0;
   if (arguments.row_start) {
     start = arguments.row_start[static_cast<int64_t>(place.batch) * rows.num_queries +
-                                row % rows.num_queries];
+                                static_cast<int>(row) % rows.num_queries];
     start = start < 0 ? 0 : start;
   }
   const int num_seen = start > place.position ? 0 : place.position - start + 1;
@@ -283,13 +317,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kChunks>) topk_softmax_forwa
     bound = reached > bound ? reached : bound;
   }
   const auto reaches_bound = [=](uint32_t key, int) { return key >= bound; };
-  const uint32_t num_own = columns.count(reaches_bound);
+  const auto by_chunk = columns.count_by_chunk(reaches_bound);
+  const uint32_t num_own = columns.total(by_chunk);
   const uint32_t num_found = group.sum(num_own);
 
   if (num_found <= kCandidates) {
-    columns.collect(group.sum_before(num_own), reaches_bound, [&](uint32_t rank, uint32_t key, int column) {
-      shared.candidates[rank] = static_cast<uint64_t>(key) << 32 | static_cast<uint32_t>(column);
-    });
+    columns.collect(group.sum_before(num_own), by_chunk, reaches_bound,
+                    [&](uint32_t rank, uint32_t key, int column) {
+                      shared.candidates[rank] =
+                          static_cast<uint64_t>(key) << 32 | static_cast<uint32_t>(column);
+                    });
     group.sync();
     if (group.warp == 0) {
       finish_few(shared.candidates, num_found, num_kept, rows, place, outputs, group.lane);
@@ -298,7 +335,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kChunks>) topk_softmax_forwa
   }
   const Limit limit =
       find_limit(group, columns, bound, largest, num_found, num_kept, place.position);
-  columns.collect(group.sum_before(columns.count(limit)), limit,
+  const auto kept_by_chunk = columns.count_by_chunk(limit);
+  columns.collect(group.sum_before(columns.total(kept_by_chunk)), kept_by_chunk, limit,
                   [&](uint32_t rank, uint32_t key, int column) {
                     outputs.kept[rank] = column;
                     outputs.weights[rank] = z_of(key);

@@ -23,7 +23,6 @@ SOURCES = Path(__file__).resolve().parents[2] / "csrc"
 # No a * b + c in one rounding unless a kernel asks for it: a score must not depend on the compiler.
 COMPILER_FLAGS = ("-O3", "-ffp-contract=off", "-fopenmp")
 LINKER_FLAGS = ("-fopenmp",)
-COMPILED = (".cpp", ".cu")
 
 
 class BuildError(Exception):
@@ -42,14 +41,15 @@ def ensure_built(say: Callable[[str], object], *, sources: Path = SOURCES) -> Pa
     Raises:
         BuildError: there is nothing to compile, or no way to.
     """
-    files = sorted(path for path in sources.rglob("*") if path.suffix in (*COMPILED, ".h", ".cuh"))
-    if not files:
-        raise BuildError(f"there are no kernel sources in {sources}")
     try:
         wanted = cuda_build.wanted_architectures()
     except CudaBuildError as error:
         raise BuildError(str(error)) from error
     compiler = cuda_build.find_compiler() if wanted else None
+    read = (".cpp", ".h", ".cu", ".cuh") if compiler else (".cpp", ".h")
+    files = sorted(path for path in sources.rglob("*") if path.suffix in read)
+    if not files:
+        raise BuildError(f"there are no kernel sources in {sources}")
     half = (str(compiler), *wanted) if compiler else ()
     folder = _cache() / f"gptx_{_fingerprint(sources, files, half)}"
     library, done = folder / f"{folder.name}.so", folder / "done"
