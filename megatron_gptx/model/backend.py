@@ -27,6 +27,7 @@ def choose_backend(
     backend: Backend,
     *,
     device_type: str,
+    num_keys: int,
     say: Callable[[str], object],
 ) -> None:
     """Give every operation of a model its backend; load the kernels if they serve.
@@ -36,17 +37,23 @@ def choose_backend(
         config: what the attention computes.
         backend: what the user asked for.
         device_type: where the model will run, as torch names it.
+        num_keys: positions that a query attends to, at most.
         say: takes a line per operation with the choice and its reason, and one before a build.
 
     Raises:
         UserError: the kernels were asked for and those of the attention cannot run.
     """
-    # Every precision of a configuration is one that the kernels take.
-    dtype, top_k = torch.float32, config.top_k
+
+    def against_attention() -> str | None:
+        # Every precision of a configuration is one that the kernels take.
+        return attention.unsupported(
+            device_type, torch.float32, top_k=config.top_k, num_keys=num_keys
+        )
+
     problems: dict[Operation, str | None] = {
-        Attention: attention.unsupported(device_type, dtype, top_k=top_k),
+        Attention: against_attention(),
         Projection: linear.unsupported(device_type),
-        TokenLoss: cross_entropy.unsupported(device_type, dtype),
+        TokenLoss: cross_entropy.unsupported(device_type, torch.float32),
     }
     if backend == "reference":
         problems = dict.fromkeys(problems, "ops.backend asks for it")
@@ -54,6 +61,8 @@ def choose_backend(
         # Last, for it may have to build them.
         missing = library.load(say)
         problems = {kind: problem or missing for kind, problem in problems.items()}
+        # Which GPUs they were compiled for is known now.
+        problems[Attention] = problems[Attention] or against_attention()
     # The others have kernels for some devices only, and elsewhere PyTorch's are as good.
     if backend == "fused" and (problem := problems[Attention]):
         raise UserError(

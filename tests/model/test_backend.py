@@ -1,6 +1,7 @@
 """Which implementation each operation of a model uses is decided once, and said."""
 
 import pytest
+import torch
 from torch import nn
 
 from megatron_gptx.config.errors import UserError
@@ -20,11 +21,11 @@ def kernels() -> None:
         pytest.skip(f"the kernels cannot run here: {reason}")
 
 
-def choose(model: nn.Module, backend: str, *, device="cpu", top_k=4):
+def choose(model: nn.Module, backend: str, *, device="cpu", top_k=4, keys=64):
     """Return the lines that are said, and the backends that the operations have then."""
     lines: list[str] = []
     config = AttentionConfig.model_validate({"top_k": top_k})
-    choose_backend(model, config, backend, device_type=device, say=lines.append)
+    choose_backend(model, config, backend, device_type=device, num_keys=keys, say=lines.append)
     return lines, backends(model)
 
 
@@ -58,7 +59,8 @@ def test_kernels_are_used_where_they_run(model, backend, kernels):
     ("options", "reason"),
     [
         ({"top_k": None}, "without top_k, attention is dense and PyTorch's"),
-        ({"device": "cuda"}, "there is no kernel for the device type cuda"),
+        ({"device": "xpu"}, "there is no kernel for the device type xpu"),
+        ({"device": "cuda", "keys": 16385}, "the CUDA kernel takes up to 16384 keys, not 16385"),
     ],
 )
 def test_a_reason_against_attention_is_said_or_raised(model, options, reason, kernels):
@@ -71,6 +73,14 @@ def test_a_reason_against_attention_is_said_or_raised(model, options, reason, ke
 
 def test_what_has_kernels_uses_them_though_attention_is_dense(model, kernels):
     assert choose(model, "auto", top_k=None)[1] == ["reference", "fused", "fused"]
+
+
+def test_kernels_without_a_cuda_half_are_said_to_be_so(model, kernels):
+    if torch.ops.gptx.cuda_architectures():
+        pytest.skip("the kernels have their CUDA half")
+    lines, used = choose(model, "auto", device="cuda")
+    assert lines[0].startswith("attention: plain PyTorch, since the kernels have no CUDA half")
+    assert used[0] == "reference"
 
 
 def test_the_reference_is_used_where_it_is_asked_for(model):
