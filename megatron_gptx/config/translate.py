@@ -204,6 +204,8 @@ class _Translator:
                     self._drop(setting, "equals model.seq_length")
                 else:
                     self._refuse(setting, "positions are as many as model.seq_length")
+            elif name in ("vocab_file", "merge_file", "tokenizer_model"):
+                self._refuse(setting, "data.tokenizer takes one tokenizer.json: make it of these")
             elif section in PASSED_ON and not name.endswith("enabled"):
                 self.options[f"deepspeed.{name}"] = setting.value
             else:

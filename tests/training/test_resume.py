@@ -82,5 +82,6 @@ def test_metrics_hold_one_whole_object_per_step(corpus, tmp_path):
     rows = train(tiny_config(corpus, tmp_path, training__steps=3))
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert [row["tokens"] for row in rows] == [256, 512, 768]
-    assert {"loss", "lr", "grad_norm", "tokens_per_second"} <= rows[0].keys()
+    measured = {"loss", "lr", "grad_norm", "tokens_per_second", "data_seconds", "epochs"}
+    assert measured <= rows[0].keys()
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["valid_loss"] > 0
