@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.manifest import file_sha256, read_manifest, write_aside, write_manifest
+from megatron_gptx.data.files import file_sha256, write_aside
+from megatron_gptx.data.manifest import read_manifest, write_manifest
 from megatron_gptx.data.preprocess import describe_inputs
 from megatron_gptx.data.sources import (
     DEFAULT_GLOBS,

@@ -8,8 +8,9 @@ import numpy as np
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.schema import Config
 from megatron_gptx.data.build import build_datasets
+from megatron_gptx.data.files import file_sha256
 from megatron_gptx.data.indexed_dataset import IndexedDataset
-from megatron_gptx.data.manifest import file_sha256, manifest_path, read_manifest
+from megatron_gptx.data.manifest import manifest_path, read_manifest
 from megatron_gptx.tokenizer.build import load_tokenizer
 
 # Where no manifest tells the largest id: evenly spaced blocks, 4 M tokens in all.

@@ -1,13 +1,13 @@
 """PREFIX.d/manifest.json: what a dataset was made from, kept beside files we must not extend."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.indexed_dataset import PathLike
+from megatron_gptx.data.files import write_aside
+from megatron_gptx.data.mmididx import PathLike
 
 
 def manifest_path(prefix: PathLike) -> Path:
@@ -32,28 +32,6 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def write_aside(path: Path, content: str) -> None:
-    """Give a text file its new content all at once, or leave it as it was."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def write_manifest(path: Path, content: dict[str, Any]) -> None:
     """Write a manifest, aside first."""
     write_aside(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def file_sha256(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -20,13 +20,10 @@ import tokenizers
 
 from megatron_gptx import __version__
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.indexed_dataset import (
-    IndexedDatasetWriter,
-    bin_path,
-    idx_path,
-    token_dtype,
-)
-from megatron_gptx.data.manifest import file_sha256, manifest_path, read_manifest, write_manifest
+from megatron_gptx.data.files import file_sha256
+from megatron_gptx.data.indexed_dataset import IndexedDatasetWriter
+from megatron_gptx.data.manifest import manifest_path, read_manifest, write_manifest
+from megatron_gptx.data.mmididx import bin_path, idx_path, token_dtype
 from megatron_gptx.data.sources import Account, InputFile, Rejected, Unit, divide, read_unit
 from megatron_gptx.data.workers import WorkerPool
 from megatron_gptx.tokenizer.build import load_tokenizer

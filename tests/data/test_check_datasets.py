@@ -10,7 +10,8 @@ import pytest
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.schema import Config
 from megatron_gptx.data.check import check_datasets
-from megatron_gptx.data.manifest import file_sha256, manifest_path
+from megatron_gptx.data.files import file_sha256
+from megatron_gptx.data.manifest import manifest_path
 
 
 def make_config(*, vocab_size=300, seq_length=8, **data):

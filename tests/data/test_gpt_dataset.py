@@ -97,8 +97,7 @@ def test_sequences_that_do_not_lie_back_to_back_give_the_same_samples(dataset, m
 def test_a_trillion_tokens_open_at_once_and_are_reached_anywhere(tmp_path):
     lengths = np.full(10**6, 10**6)
     writer = IndexedDatasetWriter(tmp_path / "huge", np.uint16)
-    writer._lengths.frombytes(lengths.astype(np.intc).tobytes())
-    writer._sequences.frombytes(np.ones(10**6, np.intc).tobytes())
+    writer._add_entries(lengths, np.ones(10**6))
     try:
         writer._bin.truncate(2 * 10**12)  # a sparse file: holes read as zeros
     except OSError as error:

@@ -1,0 +1,70 @@
+"""Bytes on disk: copied by the kernel, synced, replaced all at once, fingerprinted."""
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+
+def copy_bytes(source: BinaryIO, target: BinaryIO, num_bytes: int) -> None:
+    """Copy from one file's position to the other's end; the kernel does it where it can."""
+    target.flush()
+    left = num_bytes
+    try:
+        while left and (
+            copied := os.copy_file_range(
+                source.fileno(), target.fileno(), left, source.tell() + num_bytes - left
+            )
+        ):
+            left -= copied
+    except AttributeError:  # another system than Linux
+        pass
+    except OSError as error:
+        # Between file systems, or on one that cannot; anything else will happen again below.
+        if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+    target.seek(0, os.SEEK_END)  # the kernel moved on without telling the file object
+    source.seek(num_bytes - left, os.SEEK_CUR)
+    while left and (block := source.read(min(left, 1 << 22))):
+        target.write(block)
+        left -= len(block)
+    if left:
+        raise OSError(errno.EIO, f"ends {left} bytes too early", source.name)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder survive a crash of the machine."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync(file: BinaryIO) -> None:
+    """Make what was written to a file survive a crash of the machine."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def write_aside(path: Path, content: str) -> None:
+    """Give a text file its new content all at once, or leave it as it was."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
