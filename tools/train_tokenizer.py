@@ -16,14 +16,8 @@ from megatron_gptx.config.errors import UserError
 from megatron_gptx.data.files import file_sha256, write_aside
 from megatron_gptx.data.manifest import read_manifest, write_manifest
 from megatron_gptx.data.preprocess import describe_inputs
-from megatron_gptx.data.sources import (
-    DEFAULT_GLOBS,
-    Account,
-    InputFile,
-    divide,
-    find_files,
-    read_unit,
-)
+from megatron_gptx.data.readers import Account, Reading, read_unit
+from megatron_gptx.data.sources import DEFAULT_GLOBS, InputFile, divide, find_files
 from megatron_gptx.tokenizer.build import load_tokenizer
 from megatron_gptx.tokenizer.train import train_byte_level_bpe
 
@@ -85,7 +79,7 @@ def _train(args: argparse.Namespace, files: list[InputFile], made_from: dict[str
 
 def _texts(files: list[InputFile], account: Account, json_key: str) -> Iterator[str]:
     for unit in divide(files):
-        yield from read_unit(unit, account, json_key=json_key)
+        yield from read_unit(unit, account, Reading(json_key))
 
 
 def _parser() -> argparse.ArgumentParser:

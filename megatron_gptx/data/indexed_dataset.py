@@ -173,6 +173,7 @@ class IndexedDatasetWriter:
         stem = self.prefix.parent / own_name if folder is None else folder / "dataset"
         self._bin_part, self._idx_part = bin_path(stem), idx_path(stem)
         self._extent = resume_at or Extent()
+        self._resumable = folder is not None
         sizes = {
             self._bin_part: self._extent.num_tokens * self.dtype.itemsize,
             Path(f"{stem}.lengths"): 4 * self._extent.num_sequences,  # int32 tokens per sequence
@@ -197,6 +198,11 @@ class IndexedDatasetWriter:
             self.finalize()
         else:
             self.abort()
+
+    @property
+    def extent(self) -> Extent:
+        """How much was added so far."""
+        return self._extent
 
     @property
     def num_documents(self) -> int:
@@ -259,20 +265,26 @@ class IndexedDatasetWriter:
                 lengths = np.concatenate(pieces)
         self._add_entries(lengths, sequences)
 
-    def save(self) -> Extent:
-        """Return what a writer can resume at even after a crash of the machine."""
+    def save(self) -> None:
+        """Make the present extent one that can be resumed at even after a crash of the machine."""
         for file in (self._bin, self._lengths, self._sequences):
-            sync(file)
-        return self._extent
+            if not file.closed:
+                sync(file)
+
+    def complete(self) -> tuple[Path, Path]:
+        """Write the index; return the .bin and the .idx that `finalize` will rename."""
+        self.save()
+        with self._idx_part.open("wb") as index:
+            self._write_index(index)
+            sync(index)
+        self.close()
+        return self._bin_part, self._idx_part
 
     def finalize(self) -> None:
-        """Write the index and give both files their names; an existing dataset is replaced."""
+        """Give both files their names; an existing dataset is replaced."""
         try:
-            self.save()
-            with self._idx_part.open("wb") as index:
-                self._write_index(index)
-                sync(index)
-            self.close()
+            if not self._bin.closed:
+                self.complete()
             # An old index must not be seen with new tokens.
             idx_path(self.prefix).unlink(missing_ok=True)
             self._bin_part.replace(bin_path(self.prefix))
@@ -280,7 +292,8 @@ class IndexedDatasetWriter:
             sync_folder(self.prefix.parent)
             self._remove()
         except BaseException:
-            self.abort()
+            if not self._resumable:
+                self.abort()
             raise
 
     def close(self) -> None:

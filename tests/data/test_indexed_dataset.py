@@ -198,7 +198,8 @@ def grown(tmp_path):
     writer = IndexedDatasetWriter(tmp_path / "x", np.uint16, folder=folder)
     writer.add_document([1, 2, 3], sequence_lengths=[1, 2])
     writer.add_document([])
-    extent = writer.save()
+    writer.save()
+    extent = writer.extent
     writer.add_document([4, 5])
     writer.close()
     return folder, extent

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.sources import Account, count_lines, divide, find_files, read_unit
+from megatron_gptx.data.readers import Account, Reading, count_lines, read_unit
+from megatron_gptx.data.sources import divide, find_files
 
 
 def read(path, *, stop=False, unit_bytes=1 << 20):
@@ -15,7 +16,7 @@ def read(path, *, stop=False, unit_bytes=1 << 20):
     texts, accounts = [], []
     for unit in divide(find_files([str(path)]), unit_bytes=unit_bytes):
         accounts.append(Account(stop=stop))
-        texts += read_unit(unit, accounts[-1], json_key="text")
+        texts += read_unit(unit, accounts[-1], Reading())
     return texts, accounts
 
 
@@ -42,7 +43,7 @@ def test_units_of_any_size_give_every_line_once(tmp_path, unit_bytes, ending):
 
 
 def test_long_lines_are_skipped_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_gptx.data.sources._SKIP_BLOCK", 5)
+    monkeypatch.setattr("megatron_gptx.data.readers._SKIP_BLOCK", 5)
     path = write_lines(tmp_path / "x.jsonl", {"text": "a" * 500}, {"text": "b"}, {"text": "c" * 99})
     assert read(path, unit_bytes=50)[0] == ["a" * 500, "b", "c" * 99]
 
@@ -137,7 +138,7 @@ def test_a_file_that_vanished_is_rejected(tmp_path):
     (unit,) = divide(find_files([str(tmp_path)]))
     (tmp_path / "a.txt").unlink()
     account = Account()
-    assert list(read_unit(unit, account, json_key="text")) == []
+    assert list(read_unit(unit, account, Reading())) == []
     assert account.rejected[0].reason == "No such file or directory"
 
 
@@ -175,7 +176,7 @@ def test_list_files_name_more_inputs(tmp_path):
     [
         ([], [], "no input files"),
         (["absent.txt"], [], "absent.txt: cannot be read: No such file"),
-        (["."], [], r"\.: no file below it matches \*\.jsonl or \*\.txt; use --glob"),
+        (["."], [], r"\.: no file below it matches \*\.jsonl or .* or \*\.parquet; use --glob"),
         ([], ["absent"], "absent: cannot be read as a list of files"),
     ],
 )
@@ -189,7 +190,7 @@ def test_small_files_share_a_unit_and_order_is_kept(tmp_path):
     for name, size in (("a.txt", 4), ("b.txt", 4), ("c.txt", 4), ("d.jsonl", 25), ("e.txt", 4)):
         (tmp_path / name).write_text("x" * size)
     units = divide(find_files([str(tmp_path)]), unit_bytes=10)
-    found = [([Path(p).name for p in u.paths], u.lines, u.num_bytes) for u in units]
+    found = [([Path(p).name for p in u.paths], u.span, u.num_bytes) for u in units]
     assert found == [
         (["a.txt", "b.txt"], None, 8),
         (["c.txt"], None, 4),
