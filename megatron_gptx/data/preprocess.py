@@ -29,7 +29,12 @@ from megatron_gptx.data.sources import UNIT_BYTES, divide
 from megatron_gptx.data.state import State, Summary, read_state, write_state
 from megatron_gptx.data.workers import WorkerPool
 from megatron_gptx.tokenizer.base import Tokenizer
-from megatron_gptx.tokenizer.engine import EngineMismatchError, Wanted, choose_engine
+from megatron_gptx.tokenizer.engine import (
+    EngineMismatchError,
+    Wanted,
+    choose_engine,
+    gigatoken_encoder,
+)
 
 _SAVE_SECONDS = 2.0  # between two states that a run can be resumed at
 _LENGTHS = 1 << 20  # documents joined at once: bounds this process's memory
@@ -258,8 +263,8 @@ class _Run:
 
 def _has_gigatoken(tokenizer: Tokenizer) -> bool:
     try:
-        tokenizer.open_gigatoken()
-    except Exception:  # it raises anything, and choose_engine says why
+        gigatoken_encoder(tokenizer)
+    except EngineMismatchError:  # choose_engine says why
         return False
     return True
 

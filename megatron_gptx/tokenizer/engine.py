@@ -7,6 +7,7 @@ again while it runs.
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import islice
 from typing import Literal, NamedTuple
@@ -48,7 +49,7 @@ class Engine(NamedTuple):
 
 
 class EngineMismatchError(Exception):
-    """gigatoken and the tokenizer's own library gave different ids."""
+    """gigatoken gave other ids than the tokenizer's own library, or none at all."""
 
 
 def choose_engine(
@@ -71,14 +72,8 @@ def choose_engine(
         compare(fast, tokenizer, probe_strings(tokenizer))
         first = islice(documents, _NUM_DOCUMENTS)
         compare(fast, tokenizer, [text[:_DOCUMENT_CHARACTERS] for text in first])
-    except ImportError:
-        reason = "gigatoken is not installed"
     except EngineMismatchError as error:
         reason = str(error)
-    except UserError:
-        raise  # of the corpus
-    except Exception as error:  # its loaders raise anything
-        reason = f"gigatoken does not know this vocabulary: {error}"
     else:
         return Engine(f"gigatoken {version('gigatoken')}"), True
     if wanted == "gigatoken":
@@ -87,16 +82,40 @@ def choose_engine(
 
 
 def gigatoken_encoder(tokenizer: Tokenizer) -> EncodeBatch:
-    """Return what encodes with gigatoken, in the calling thread."""
-    backend = tokenizer.open_gigatoken()
+    """Return what encodes with gigatoken, in the calling thread.
+
+    Raises:
+        EngineMismatchError: gigatoken is not there, or does not know such a vocabulary.
+    """
+    try:
+        with _panics():
+            backend = tokenizer.open_gigatoken()
+    except ImportError:
+        raise EngineMismatchError("gigatoken is not installed") from None
+    except EngineMismatchError:
+        raise
+    except Exception as error:  # its loaders raise anything
+        raise EngineMismatchError(f"gigatoken does not know this vocabulary: {error}") from error
 
     def encode(texts: Sequence[str]) -> Batch:
-        layout = backend.encode_batch(list(texts), parallel=False).layout
+        with _panics():
+            layout = backend.encode_batch(list(texts), parallel=False).layout
         offsets = np.asarray(layout.offsets.data)
         ids = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
         return Batch(ids, np.diff(offsets).astype(np.int64, copy=False))
 
     return encode
+
+
+@contextmanager
+def _panics() -> Iterator[None]:
+    """Make a mismatch of an assertion that fails inside gigatoken; it is no Exception by itself."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise EngineMismatchError(f"gigatoken failed: {error}") from None
 
 
 def compare(fast: EncodeBatch, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
