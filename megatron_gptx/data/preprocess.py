@@ -83,9 +83,10 @@ def preprocess(
     tokenizer = vocabulary.load(options)
     made_from = _made_from(files, tokenizer, options)
     with _locked(manifest_path(prefix).parent) as folder:
-        if not overwrite and _finished(prefix, made_from):
-            return None
         run = _Run(files, prefix, vocabulary, options, made_from, folder)
+        if not overwrite and _finished(prefix, made_from):
+            run.discard()  # what a run left that was killed at its very end
+            return None
         try:
             try:
                 return run.encode(tokenizer, workers, engine)
