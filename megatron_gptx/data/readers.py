@@ -1,6 +1,7 @@
 """Units of input read as texts, with an account of everything that gave none."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -9,12 +10,14 @@ from typing import BinaryIO, NamedTuple
 import orjson
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.opening import DAMAGE, open_input
+from megatron_gptx.data.opening import COMPRESSED, DAMAGE, open_input
 from megatron_gptx.data.sources import Unit
 from megatron_gptx.data.tables import TableError, read_dataset, read_parquet
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SKIP_BLOCK = 1 << 20
+_LINE_SLACK = 1024  # what else a line with the longest document may hold
+_LOOK_AHEAD = 1 << 26  # of a line, before it is known whether it is too long
 
 
 class Reading(NamedTuple):
@@ -136,9 +139,16 @@ def count_lines(path: str, stop: int) -> int:
 
 def _read_file(path: str, account: Account, reading: Reading) -> str | None:
     try:
+        content = b""
         with open_input(path) as file:
-            content = file.read(reading.longest_bytes + 1)
-        if len(content) > reading.longest_bytes:
+            # What is not compressed tells its size before it takes memory.
+            size = 0
+            if not path.endswith(COMPRESSED):
+                size = file.seek(0, os.SEEK_END)
+                file.seek(0)
+            if size <= reading.longest_bytes:
+                content = file.read(reading.longest_bytes + 1)
+        if max(size, len(content)) > reading.longest_bytes:
             raise ValueError(_too_long(reading))
         try:
             text = content.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
@@ -171,16 +181,18 @@ def _read_rows(
 def _read_lines(
     path: str, span: tuple[int, int] | None, account: Account, reading: Reading
 ) -> Iterator[str]:
-    limit = reading.longest_bytes + 1024  # what else a line with the longest document may hold
+    limit = reading.longest_bytes + _LINE_SLACK
     with open_input(path) as file:
         at, stop = (_next_line(file, *span), span[1]) if span else (0, None)
-        while (stop is None or at < stop) and (line := file.readline(limit)):
+        while (stop is None or at < stop) and (line := file.readline(_LOOK_AHEAD)):
             account.num_lines += 1
             begin, at = at, at + len(line)
             try:
-                if len(line) == limit and not line.endswith(b"\n"):
-                    at += _skip_line(file)
-                    raise ValueError(_too_long(reading))
+                if len(line) == _LOOK_AHEAD and not line.endswith(b"\n"):
+                    line, num_bytes = _read_rest(file, line, limit, seekable=span is not None)
+                    at = begin + num_bytes
+                    if num_bytes > limit:
+                        raise ValueError(_too_long(reading))
                 text, repaired = _parse(line, reading.json_key)
                 if repaired and account.stop:
                     raise ValueError("not UTF-8")
@@ -208,14 +220,22 @@ def _next_line(file: BinaryIO, start: int, stop: int) -> int:
     return stop
 
 
-def _skip_line(file: BinaryIO) -> int:
-    """Read to the end of a line in bounded memory; return how many bytes that were."""
-    skipped = 0
+def _read_rest(file: BinaryIO, line: bytes, limit: int, *, seekable: bool) -> tuple[bytes, int]:
+    """Return a whole line that begins as given, cut off soon after `limit`, and its true size.
+
+    Where the file can be read twice, a line above the limit takes no memory.
+    """
+    pieces, size = [line], len(line)
     while rest := file.readline(_SKIP_BLOCK):
-        skipped += len(rest)
+        size += len(rest)
+        if size <= limit and not seekable:
+            pieces.append(rest)
         if rest.endswith(b"\n"):
             break
-    return skipped
+    if size <= limit and seekable:
+        file.seek(len(line) - size, os.SEEK_CUR)
+        pieces.append(file.read(size - len(line)))
+    return b"".join(pieces), size
 
 
 def _parse(line: bytes, key: str) -> tuple[str, bool]:
@@ -230,8 +250,8 @@ def _parse(line: bytes, key: str) -> tuple[str, bool]:
             return text, False
     except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
         pass  # said below, and some of it can be read all the same
-    line = line.removeprefix(_BYTE_ORDER_MARK)
-    if not line.strip():
+    line = line.removeprefix(_BYTE_ORDER_MARK).strip()
+    if not line:
         return "", False
     try:
         decoded, repaired = line.decode("utf-8"), False

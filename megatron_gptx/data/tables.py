@@ -86,7 +86,7 @@ def _open_parquet(path: str) -> Any:
             f"{path}: needs the package pyarrow: pip install 'megatron_gptx[data]'"
         ) from error
     try:
-        return parquet.ParquetFile(open_input(path))
+        return parquet.ParquetFile(open_input(path), page_checksum_verification=True)
     except ArrowException as error:
         raise TableError(f"not a parquet file: {_one_line(error)}") from error
 

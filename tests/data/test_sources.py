@@ -1,5 +1,6 @@
 """Raw inputs of every kind, good and bad."""
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -11,12 +12,12 @@ from megatron_gptx.data.readers import Account, Reading, count_lines, read_unit
 from megatron_gptx.data.sources import divide, find_files
 
 
-def read(path, *, stop=False, unit_bytes=1 << 20):
+def read(path, *, stop=False, unit_bytes=1 << 20, reading=Reading()):  # noqa: B008
     """Return the texts of one input, and the accounts of its units."""
     texts, accounts = [], []
     for unit in divide(find_files([str(path)]), unit_bytes=unit_bytes):
         accounts.append(Account(stop=stop))
-        texts += read_unit(unit, accounts[-1], Reading())
+        texts += read_unit(unit, accounts[-1], reading)
     return texts, accounts
 
 
@@ -44,8 +45,18 @@ def test_units_of_any_size_give_every_line_once(tmp_path, unit_bytes, ending):
 
 def test_long_lines_are_skipped_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr("megatron_gptx.data.readers._SKIP_BLOCK", 5)
+    monkeypatch.setattr("megatron_gptx.data.readers._LOOK_AHEAD", 40)
     path = write_lines(tmp_path / "x.jsonl", {"text": "a" * 500}, {"text": "b"}, {"text": "c" * 99})
     assert read(path, unit_bytes=50)[0] == ["a" * 500, "b", "c" * 99]
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert read(tmp_path / "x.jsonl.gz")[0] == ["a" * 500, "b", "c" * 99]
+    for name in ("x.jsonl", "x.jsonl.gz"):
+        reading = Reading(longest_bytes=200)
+        monkeypatch.setattr("megatron_gptx.data.readers._LINE_SLACK", 20)
+        texts, accounts = read(tmp_path / name, reading=reading)
+        assert texts == ["b", "c" * 99]
+        (account,) = accounts
+        assert account.rejected[0].reason == "longer than 200 bytes; raise --longest-document"
 
 
 BAD_LINES = {
