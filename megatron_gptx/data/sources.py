@@ -19,6 +19,8 @@ from megatron_gptx.data.tables import DATASETS, dataset_version, divide_dataset,
 DEFAULT_GLOBS = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.txt", "*.parquet")
 UNIT_BYTES = 4 << 20  # fixed by the input alone: the number of workers must not show in the output
 
+_UNREADABLE = "unreadable"
+
 Kind = Literal["files", "lines", "stream", "parquet", "dataset"]
 
 
@@ -71,7 +73,7 @@ def find_files(
             if path in named or not os.path.lexists(path):
                 raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
             # One of many: whoever reads it says what is wrong, and --on-error decides.
-            found.append(InputFile(path, 0, ""))
+            found.append(InputFile(path, 0, _UNREADABLE))
     return found
 
 
@@ -85,7 +87,7 @@ def divide(files: Iterable[InputFile], *, unit_bytes: int = UNIT_BYTES) -> list[
     group_bytes = 0
     for file in files:
         path, num_bytes, _ = file
-        kind = _kind(path)
+        kind = "files" if file.version == _UNREADABLE else _kind(path)
         if group and (kind != "files" or group_bytes + num_bytes > unit_bytes):
             units.append(Unit("files", tuple(group), None, group_bytes))
             group, group_bytes = [], 0

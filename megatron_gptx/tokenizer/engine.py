@@ -92,6 +92,8 @@ def gigatoken_encoder(tokenizer: Tokenizer) -> EncodeBatch:
             backend = tokenizer.open_gigatoken()
     except ImportError:
         raise EngineMismatchError("gigatoken is not installed") from None
+    except NotImplementedError as error:
+        raise EngineMismatchError(str(error)) from None
     except EngineMismatchError:
         raise
     except Exception as error:  # its loaders raise anything
