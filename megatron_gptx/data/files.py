@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
+from megatron_gptx.config.errors import UserError
+
 CHECKSUM_BLOCK = 1 << 26  # bytes per checksum: one names where a file is damaged
 
 
@@ -34,6 +36,21 @@ def copy_bytes(source: BinaryIO, target: BinaryIO, num_bytes: int) -> None:
         left -= len(block)
     if left:
         raise OSError(errno.EIO, f"ends {left} bytes too early", source.name)
+
+
+def open_at(path: Path, size: int) -> BinaryIO:
+    """Open a file for more, cut back to `size` bytes.
+
+    Raises:
+        UserError: it is smaller than that.
+    """
+    found = path.stat().st_size if path.exists() else 0
+    if found < size:
+        raise UserError(f"{path}: {found} bytes are left of the {size} that were written")
+    file = path.open("r+b")
+    file.truncate(size)
+    file.seek(size)
+    return file
 
 
 def sync_folder(folder: Path) -> None:

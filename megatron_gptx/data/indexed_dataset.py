@@ -7,6 +7,7 @@ gives the layout byte by byte. Nothing of ours is ever added to either file.
 import mmap
 import os
 import struct
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.files import copy_bytes, sync, sync_folder
+from megatron_gptx.data.files import copy_bytes, open_at, sync, sync_folder
 from megatron_gptx.data.mmididx import (
     CODES,
     HEADER,
@@ -122,6 +123,19 @@ class IndexedDataset:
             start, sequence = end, sequence + 1
         return np.concatenate(pieces) if pieces else self._tokens[:0]
 
+    @property
+    def contiguous(self) -> bool:
+        """Whether all tokens lie back to back in the .bin, from its first byte on."""
+        return self._offsets is None
+
+    def take(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.integer]:
+        """Return the tokens at some positions of the stream that `read` gives."""
+        if self._offsets is None:
+            return self._tokens[positions]
+        sequences = np.searchsorted(self._offsets, positions, side="right") - 1
+        inside = positions - self._offsets[sequences]
+        return self._tokens[self.pointers[sequences] // self.dtype.itemsize + inside]
+
     def windows(self, length: int) -> npt.NDArray[np.integer] | None:
         """Return a (num_tokens - length + 1, length) view whose row i begins at token i.
 
@@ -181,7 +195,7 @@ class IndexedDatasetWriter:
         }
         self._parts = [*sizes, self._idx_part]
         self._bin, self._lengths, self._sequences = (
-            path.open("xb") if resume_at is None else _open_at(path, size)
+            path.open("xb") if resume_at is None else open_at(path, size)
             for path, size in sizes.items()
         )
 
@@ -234,6 +248,17 @@ class IndexedDatasetWriter:
         assert sum(sequence_lengths) == ids.size, (sequence_lengths, ids.size)
         self._bin.write(ids.astype(self.dtype, copy=False).tobytes())
         self._add_entries(np.array(sequence_lengths), np.array([len(sequence_lengths)]))
+
+    def append_tokens(
+        self,
+        blocks: Iterable[npt.NDArray[np.integer]],
+        lengths: npt.NDArray[np.integer],
+        sequences: npt.NDArray[np.integer],
+    ) -> None:
+        """Append token ids that fit into this writer's dtype; see `append_file`."""
+        for ids in blocks:
+            self._bin.write(ids.astype(self.dtype, copy=False).tobytes())
+        self._add_entries(lengths, sequences)
 
     def append_file(
         self,
@@ -336,17 +361,6 @@ class IndexedDatasetWriter:
         end = _write_starts(index, sequences, 1)
         assert end == num_sequences, (end, num_sequences)
         index.write(struct.pack("<q", end))
-
-
-def _open_at(path: Path, size: int) -> BinaryIO:
-    """Open a file for more, cut back to `size` bytes."""
-    found = path.stat().st_size if path.exists() else 0
-    if found < size:
-        raise UserError(f"{path}: {found} bytes are left of the {size} that were written")
-    file = path.open("r+b")
-    file.truncate(size)
-    file.seek(size)
-    return file
 
 
 def _divide(length: int) -> list[int]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.data.files import write_aside
+from megatron_gptx.data.indexed_dataset import IndexedDataset
 from megatron_gptx.data.mmididx import PathLike
 
 
@@ -35,3 +36,15 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 def write_manifest(path: Path, content: dict[str, Any]) -> None:
     """Write a manifest, aside first."""
     write_aside(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def matching_manifest(dataset: IndexedDataset) -> dict[str, Any] | None:
+    """Return a dataset's manifest if it speaks of these files: they may have been replaced since.
+
+    It then has the largest id and the tokenizer.
+    """
+    manifest = read_manifest(manifest_path(dataset.prefix))
+    if manifest is None or manifest.get("num_tokens") != dataset.num_tokens:
+        return None
+    known = isinstance(manifest.get("max_id"), int) and isinstance(manifest.get("tokenizer"), dict)
+    return manifest if known and "sha256" in manifest["tokenizer"] else None

@@ -1,13 +1,12 @@
 """From raw text to a token dataset."""
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from megatron_gptx import __version__
 from megatron_gptx.config.errors import UserError
+from megatron_gptx.data.combine import folder_of
 from megatron_gptx.data.encode import Encoder, Job, Options, Part, Task, Vocabulary
 from megatron_gptx.data.files import checksums
 from megatron_gptx.data.indexed_dataset import IndexedDatasetWriter
@@ -82,7 +82,7 @@ def preprocess(
     """
     tokenizer = vocabulary.load(options)
     made_from = _made_from(files, tokenizer, options)
-    with _locked(manifest_path(prefix).parent) as folder:
+    with folder_of(prefix) as folder:
         run = _Run(files, prefix, vocabulary, options, made_from, folder)
         if not overwrite and _finished(prefix, made_from):
             run.discard()  # what a run left that was killed at its very end
@@ -318,27 +318,3 @@ def _finished(prefix: Path, made_from: dict[str, Any]) -> bool:
     if bin_path(prefix).exists() and manifest is None:
         raise UserError(f"{bin_path(prefix)}: in the way, without its .idx; remove it")
     return False
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[Path]:
-    """Hold a folder against other runs; remove it afterwards if nothing is in it."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(handle)
-            raise UserError(f"{folder}: another run is writing this dataset") from error
-        if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
-            break
-        os.close(handle)  # of a folder that another run removed as it ended
-    try:
-        try:
-            yield folder
-        finally:
-            with suppress(OSError):  # not empty, which is the usual case
-                folder.rmdir()
-    finally:
-        os.close(handle)

@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,3 +42,5 @@ def spooled(folder: Path, stream: BinaryIO | None = None) -> Iterator[InputFile]
             yield InputFile(str(path), file.tell(), digest.hexdigest())
         finally:
             path.unlink(missing_ok=True)
+            with suppress(OSError):  # not empty, which is the usual case
+                folder.rmdir()

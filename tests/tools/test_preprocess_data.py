@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,6 +54,8 @@ def test_a_corpus_becomes_a_dataset_with_a_summary(folder):
     assert "documents    1 from 1 files" in done.stdout
     assert "tokens       6 (1.200 tokens per byte)" in done.stdout
     assert "rejected     1 (1 'text' is a number, not a string)" in done.stdout
+    assert re.search(r"^engine       (gigatoken|tokenizers) [\d.]+", done.stdout, re.MULTILINE)
+    assert "MB/s, " in done.stdout
     assert IndexedDataset(folder / "out" / "data").num_tokens == 6
     assert preprocess(folder, "in.jsonl", "--append-eod").stdout == "out/data: up to date\n"
 
@@ -73,6 +76,65 @@ def test_every_option_reaches_the_dataset(folder):
     assert len({int(dataset.document(i)[-1]) for i in range(3)}) == 1
     assert preprocess(folder, "in.jsonl").returncode == 2
     assert preprocess(folder, "in.jsonl", "--overwrite").returncode == 0
+
+
+def test_each_of_several_keys_becomes_a_dataset_of_its_own(folder):
+    for option in (("--json-keys", "text", "code"), ("--json-key", "text", "--json-key", "code")):
+        done = preprocess(folder, "--input", "in.jsonl", *option, "--overwrite")
+        assert done.returncode == 0, done.stderr
+        sizes = {key: IndexedDataset(folder / "out" / f"data_{key}") for key in ("text", "code")}
+        assert {key: each.num_documents for key, each in sizes.items()} == {"text": 1, "code": 2}
+        assert not (folder / "out" / "data.idx").exists()
+
+
+def test_the_options_of_other_tools_are_understood(folder):
+    (folder / "b.jsonl").write_text(json.dumps({"content": "schÃ¶n"}))
+    done = subprocess.run(
+        [
+            *(sys.executable, str(TOOL), "--input", "b.jsonl,b.jsonl", "--json-keys", "content"),
+            *("--vocab-file", "tokenizer.json", "--tokenizer-type", "HFTokenizer"),
+            *("--dataset-impl", "mmap", "--append-eod", "--ftfy", "--log-interval", "100"),
+            *("--workers", "1", "--output-prefix", "out/data"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [
+        "--tokenizer-type has no effect here",
+        "--dataset-impl has no effect here",
+        "--log-interval has no effect here",
+    ]
+    # "schön" is six bytes in UTF-8.
+    assert IndexedDataset(folder / "out" / "data").document_lengths(0, 2).tolist() == [7, 7]
+
+
+def test_lines_can_be_piped_in(folder):
+    line = json.dumps({"text": "piped", "code": "x"})
+    run = {"capture_output": True, "text": True, "check": False, "cwd": folder}
+    run["env"] = {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments = command(folder, "-", "--json-keys", "text", "code")
+    done = subprocess.run(arguments, input=f"{line}\n{line}\n", **run)
+    assert done.returncode == 0, done.stderr
+    assert IndexedDataset(folder / "out" / "data_text").num_documents == 2
+    done = subprocess.run(arguments, input=f"{line}\n{line}\n", **run)
+    assert done.stdout == "out/data_text: up to date\nout/data_code: up to date\n"
+    assert sorted(path.name for path in (folder / "out").iterdir() if path.is_dir()) == [
+        *("data_code.d", "data_text.d")
+    ]
+
+
+def test_special_tokens_in_text_become_text_an_id_or_an_error(folder):
+    (folder / "b.jsonl").write_text(json.dumps({"text": "a<|endoftext|>"}))
+    lengths = {}
+    for choice in ("text", "keep", "error"):
+        done = preprocess(folder, "b.jsonl", "--special-tokens-in-text", choice, "--overwrite")
+        lengths[choice] = done.returncode or IndexedDataset(folder / "out" / "data").num_tokens
+    assert lengths == {"text": 14, "keep": 2, "error": 2}
+    assert "b.jsonl:1: spells out the special token '<|endoftext|>'" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -113,8 +175,9 @@ def start_long_run(folder):
             start_new_session=True,
         )
         started.append(running)
-        # Two units are ahead at each worker: the first ones are done when this one is begun.
-        wait_until((folder / "out" / "data.d" / "parts" / "00000006.bin").exists)
+        joined = folder / "out" / "data.d" / "parts" / "dataset.bin"
+        # A part has 8 MB: the first one is done when the second one is appended.
+        wait_until(lambda: joined.exists() and joined.stat().st_size > 9_000_000)
         assert running.poll() is None
         return running
 
