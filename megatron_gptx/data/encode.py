@@ -23,7 +23,7 @@ from megatron_gptx.tokenizer.engine import (
 )
 
 _BATCH_CHARACTERS = 1 << 19  # of text encoded at once: bounds a worker's memory
-_COMPARED_CHARACTERS = 1024  # of each unit, encoded by both engines
+_COMPARED_CHARACTERS = 512  # of each unit, encoded by both engines
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from megatron_gptx.tokenizer.engine import (
     EngineMismatchError,
     Wanted,
     choose_engine,
-    gigatoken_encoder,
+    may_have_gigatoken,
 )
 
 _SAVE_SECONDS = 2.0  # between two states that a run can be resumed at
@@ -134,8 +134,8 @@ class _Run:
             left.unlink()
         # The processes get ready while the engines are compared; if gigatoken then cannot be taken,
         # they are started once more.
-        job = Job(self._vocabulary, self._options, self._dtype.str, self._parts, True)
-        job = job._replace(gigatoken=wanted != "reference" and _has_gigatoken(tokenizer))
+        fast_job = wanted != "reference" and may_have_gigatoken(tokenizer)
+        job = Job(self._vocabulary, self._options, self._dtype.str, self._parts, fast_job)
         try:
             with WorkerPool[Task, Part](Encoder, job, workers) as pool:
                 engine, fast = choose_engine(tokenizer, self._first_texts(tokenizer), wanted=wanted)
@@ -260,14 +260,6 @@ class _Run:
         reading = self._options.reading(tokenizer)
         for task in self._tasks:
             yield from read_unit(task.unit, Account(), reading)
-
-
-def _has_gigatoken(tokenizer: Tokenizer) -> bool:
-    try:
-        gigatoken_encoder(tokenizer)
-    except EngineMismatchError:  # choose_engine says why
-        return False
-    return True
 
 
 def _made_from(files: list[InputFile], tokenizer: Tokenizer, options: Options) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class Tokenizer(Protocol):
 def batch_of(ids: Sequence[Sequence[int] | npt.NDArray[np.integer]]) -> Batch:
     """Return one batch from the ids of each text."""
     arrays = [np.asarray(row, np.uint32) for row in ids]
-    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
     return Batch(np.concatenate(arrays or [np.zeros(0, np.uint32)]), lengths)
 
 

@@ -9,20 +9,25 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import islice
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.tokenizer.base import Batch, Tokenizer
+from megatron_gptx.tokenizer.base import Batch, Tokenizer, batch_of
 
 Wanted = Literal["auto", "gigatoken", "reference"]
 EncodeBatch = Callable[[Sequence[str]], Batch]
 
 _NUM_STRINGS = 2000
 _NUM_DOCUMENTS = 200
-_DOCUMENT_CHARACTERS = 2048  # of each document compared, so that the comparison takes no time
+_DOCUMENT_CHARACTERS = 1024  # of each document compared, so that the comparison takes no time
+# Encoding many short texts at once is faster, but what it returns takes a quarter of a second to
+# import: only a corpus of many short documents is worth that.
+_LONG_CHARACTERS = 1000
+_SINGLE_CALLS = 20_000
 # First and last code point of what the strings are drawn from; text that is split by classes of
 # characters goes wrong at the borders between them.
 _RANGES = (
@@ -81,6 +86,11 @@ def choose_engine(
     return Engine(tokenizer.engine, reason), False
 
 
+def may_have_gigatoken(tokenizer: Tokenizer) -> bool:
+    """Return whether it is worth preparing for gigatoken before `choose_engine` knows."""
+    return tokenizer.engine.split()[0] != "bytes" and find_spec("gigatoken") is not None
+
+
 def gigatoken_encoder(tokenizer: Tokenizer) -> EncodeBatch:
     """Return what encodes with gigatoken, in the calling thread.
 
@@ -99,7 +109,14 @@ def gigatoken_encoder(tokenizer: Tokenizer) -> EncodeBatch:
     except Exception as error:  # its loaders raise anything
         raise EngineMismatchError(f"gigatoken does not know this vocabulary: {error}") from error
 
+    calls = 0
+
     def encode(texts: Sequence[str]) -> Batch:
+        nonlocal calls
+        if calls < _SINGLE_CALLS or sum(map(len, texts)) >= _LONG_CHARACTERS * len(texts):
+            calls += len(texts)
+            with _panics():
+                return batch_of([backend.encode(text) for text in texts])
         with _panics():
             layout = backend.encode_batch(list(texts), parallel=False).layout
         offsets = np.asarray(layout.offsets.data)

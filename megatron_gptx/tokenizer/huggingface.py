@@ -1,11 +1,11 @@
 """Vocabularies that the `tokenizers` library encodes: tokenizer.json, and GPT-2's two files."""
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import orjson
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -90,11 +90,11 @@ class HuggingFaceTokenizer:
         """Return gigatoken's encoder for this vocabulary; it raises where it has none."""
         from gigatoken.gigatoken_rs import load_hf_json  # an extra
 
-        content = json.loads(self._tokenizer.to_str())
+        content = orjson.loads(self._tokenizer.to_str())
         if self._tokenizer.encode_special_tokens:
             added = content["added_tokens"]
             content["added_tokens"] = [token for token in added if not token["special"]]
-        return load_hf_json(json.dumps(content))
+        return load_hf_json(orjson.dumps(content))
 
     def _end_of_document_name(self) -> str | None:
         names = (self._name,) if self._name else END_OF_DOCUMENT_NAMES

@@ -105,12 +105,24 @@ def test_no_more_than_the_first_documents_are_read(path):
     assert choose_engine(load_tokenizer(path), documents())[1]
 
 
+def test_many_short_texts_are_encoded_together_with_equal_ids(path, monkeypatch):
+    monkeypatch.setattr(engine_module, "_SINGLE_CALLS", 10)
+    tokenizer = load_tokenizer(path)
+    encode = gigatoken_encoder(tokenizer)
+    texts = [f"the cat {i} é" for i in range(50)]
+    for _ in range(2):  # the second time as a batch
+        found, expected = encode(texts), tokenizer.encode_batch(texts)
+        assert found.ids.tolist() == expected.ids.tolist()
+        assert found.lengths.tolist() == expected.lengths.tolist()
+    assert encode(["x" * 5000]).ids.tolist() == tokenizer.encode("x" * 5000)
+
+
 def test_a_failure_inside_gigatoken_is_a_mismatch(path, monkeypatch):
     class PanicException(BaseException):
         pass
 
     class Backend:
-        def encode_batch(self, *_, **__):
+        def encode(self, _):
             raise PanicException("assertion failed")
 
     tokenizer = load_tokenizer(path)
