@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import islice
-from typing import Literal, NamedTuple
+from itertools import groupby, islice
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -24,10 +24,11 @@ EncodeBatch = Callable[[Sequence[str]], Batch]
 _NUM_STRINGS = 2000
 _NUM_DOCUMENTS = 200
 _DOCUMENT_CHARACTERS = 1024  # of each document compared, so that the comparison takes no time
-# Encoding many short texts at once is faster, but what it returns takes a quarter of a second to
-# import: only a corpus of many short documents is worth that.
-_LONG_CHARACTERS = 1000
-_SINGLE_CALLS = 20_000
+# Short texts are encoded together, a number of rows at a time, once there have been many of them.
+_SHORT_CHARACTERS = 1000
+_ROWS = 1024
+_MANY = 100_000
+_REMEMBERED_CHARACTERS = 1 << 28  # after which memory would be seen to grow
 # First and last code point of what the strings are drawn from; text that is split by classes of
 # characters goes wrong at the borders between them.
 _RANGES = (
@@ -97,33 +98,64 @@ def gigatoken_encoder(tokenizer: Tokenizer) -> EncodeBatch:
     Raises:
         EngineMismatchError: gigatoken is not there, or does not know such a vocabulary.
     """
-    try:
+    return _Gigatoken(tokenizer).encode_batch
+
+
+class _Gigatoken:
+    """gigatoken's encoder, opened again now and then: it remembers every word it has met."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._num_short = self._characters = 0
+        self._backend = self._open()
+
+    def encode_batch(self, texts: Sequence[str]) -> Batch:
+        """Return the ids of several texts."""
+        characters = sum(map(len, texts))
+        self._characters += characters
+        if self._characters > _REMEMBERED_CHARACTERS:
+            self._backend = None  # before it is opened again, so that there are never two
+            self._backend, self._characters = self._open(), characters
+        batches = []
         with _panics():
-            backend = tokenizer.open_gigatoken()
-    except ImportError:
-        raise EngineMismatchError("gigatoken is not installed") from None
-    except NotImplementedError as error:
-        raise EngineMismatchError(str(error)) from None
-    except EngineMismatchError:
-        raise
-    except Exception as error:  # its loaders raise anything
-        raise EngineMismatchError(f"gigatoken does not know this vocabulary: {error}") from error
+            for short, group in groupby(texts, lambda text: len(text) < _SHORT_CHARACTERS):
+                while some := list(islice(group, _ROWS)):
+                    batches.append(self._encode_short(some) if short else self._encode_long(some))
+        ids, lengths = zip(*batches, strict=True) if batches else ((), ())
+        none = [np.zeros(0, np.int64)]
+        return Batch(np.concatenate(ids or none), np.concatenate(lengths or none))
 
-    calls = 0
+    def _encode_short(self, texts: list[str]) -> Batch:
+        """Encode many at once, into the rows of a matrix: a call for each would cost more.
 
-    def encode(texts: Sequence[str]) -> Batch:
-        nonlocal calls
-        if calls < _SINGLE_CALLS or sum(map(len, texts)) >= _LONG_CHARACTERS * len(texts):
-            calls += len(texts)
+        The first time, that takes a quarter of a second and 40 MB, which only a corpus of many
+        short documents is worth.
+        """
+        self._num_short += len(texts)
+        if self._num_short < _MANY:
+            return self._encode_long(texts)
+        matrix, lengths = self._backend.encode_batch_padded(texts, self._padding, parallel=False)
+        return Batch(matrix[np.arange(matrix.shape[1]) < lengths[:, None]], lengths)
+
+    def _encode_long(self, texts: list[str]) -> Batch:
+        return batch_of([self._backend.encode(text) for text in texts])
+
+    def _open(self) -> Any:
+        try:
+            from gigatoken.gigatoken_rs import PadTruncate
+
+            self._padding = PadTruncate(0)
             with _panics():
-                return batch_of([backend.encode(text) for text in texts])
-        with _panics():
-            layout = backend.encode_batch(list(texts), parallel=False).layout
-        offsets = np.asarray(layout.offsets.data)
-        ids = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
-        return Batch(ids, np.diff(offsets).astype(np.int64, copy=False))
-
-    return encode
+                return self._tokenizer.open_gigatoken()
+        except ImportError:
+            raise EngineMismatchError("gigatoken is not installed") from None
+        except NotImplementedError as error:
+            raise EngineMismatchError(str(error)) from None
+        except EngineMismatchError:
+            raise
+        except Exception as error:  # its loaders raise anything
+            reason = f"gigatoken does not know this vocabulary: {error}"
+            raise EngineMismatchError(reason) from error
 
 
 @contextmanager

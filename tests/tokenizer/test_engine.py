@@ -1,6 +1,7 @@
 """gigatoken is taken where its ids are equal, and nowhere else."""
 
 import json
+import random
 import sys
 
 import numpy as np
@@ -105,16 +106,32 @@ def test_no_more_than_the_first_documents_are_read(path):
     assert choose_engine(load_tokenizer(path), documents())[1]
 
 
-def test_many_short_texts_are_encoded_together_with_equal_ids(path, monkeypatch):
-    monkeypatch.setattr(engine_module, "_SINGLE_CALLS", 10)
+def test_short_and_long_texts_in_any_order_have_equal_ids(path, monkeypatch):
+    monkeypatch.setattr(engine_module, "_SHORT_CHARACTERS", 12)
+    monkeypatch.setattr(engine_module, "_ROWS", 3)
+    monkeypatch.setattr(engine_module, "_MANY", 50)
     tokenizer = load_tokenizer(path)
     encode = gigatoken_encoder(tokenizer)
-    texts = [f"the cat {i} é" for i in range(50)]
-    for _ in range(2):  # the second time as a batch
+    draw = random.Random(5)
+    for _ in range(20):
+        texts = ["the cat é "[: draw.randint(0, 9)] * draw.randint(0, 3) for _ in range(17)]
         found, expected = encode(texts), tokenizer.encode_batch(texts)
         assert found.ids.tolist() == expected.ids.tolist()
         assert found.lengths.tolist() == expected.lengths.tolist()
-    assert encode(["x" * 5000]).ids.tolist() == tokenizer.encode("x" * 5000)
+    assert encode([]).ids.size == 0
+
+
+def test_what_gigatoken_remembers_is_forgotten_now_and_then(path, monkeypatch):
+    tokenizer, opened = load_tokenizer(path), []
+    open_gigatoken = type(tokenizer).open_gigatoken
+    monkeypatch.setattr(engine_module, "_REMEMBERED_CHARACTERS", 100)
+    monkeypatch.setattr(
+        type(tokenizer), "open_gigatoken", lambda self: opened.append(1) or open_gigatoken(self)
+    )
+    encode = gigatoken_encoder(tokenizer)
+    for _ in range(10):
+        assert encode(["the cat " * 5]).ids.tolist() == tokenizer.encode("the cat " * 5)
+    assert len(opened) == 5
 
 
 def test_a_failure_inside_gigatoken_is_a_mismatch(path, monkeypatch):
