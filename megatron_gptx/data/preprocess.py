@@ -130,12 +130,15 @@ class _Run:
         writer = self._open_writer()
         resumed = self._state.parts
         tasks = self._tasks[resumed:]
-        for left in self._parts.glob("[0-9]*"):  # by workers of an earlier run
-            left.unlink()
+        for left in self._parts.glob("run-*"):  # by an earlier run
+            shutil.rmtree(left)
+        # A name that was never used: a worker that outlives its run must not meet this one's files.
+        folder = self._parts / f"run-{os.getpid()}-{time.time_ns()}"
+        folder.mkdir()
         # The processes get ready while the engines are compared; if gigatoken then cannot be taken,
         # they are started once more.
         fast_job = wanted != "reference" and may_have_gigatoken(tokenizer)
-        job = Job(self._vocabulary, self._options, self._dtype.str, self._parts, fast_job)
+        job = Job(self._vocabulary, self._options, self._dtype.str, folder, fast_job)
         try:
             with WorkerPool[Task, Part](Encoder, job, workers) as pool:
                 engine, fast = choose_engine(tokenizer, self._first_texts(tokenizer), wanted=wanted)

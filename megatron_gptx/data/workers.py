@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -123,7 +124,8 @@ class WorkerPool(Generic[Unit, Result]):
 
 
 def _serve(pipe: Connection, start: Callable[[Any], Callable[[Any], Any]], state: object) -> None:
-    """Work until the parent closes the pipe, or dies, which closes it too."""
+    """Work until the parent closes the pipe, or dies, in the middle of a unit if need be."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work = start(state)
         while True:
@@ -135,6 +137,13 @@ def _serve(pipe: Connection, start: Callable[[Any], Callable[[Any], Any]], state
         pipe.send(UserError(str(error)))
     except Exception as error:
         pipe.send(RuntimeError(f"worker {os.getpid()}: {type(error).__name__}: {error}"))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _death(process: BaseProcess, unit: object) -> str:

@@ -155,7 +155,8 @@ def test_what_a_killed_run_left_is_cleared(run, prefix):
     idx_path(prefix).unlink()
     left = prefix.parent / "x.d" / "parts"
     left.mkdir()
-    (left / "00000000.bin").write_bytes(b"junk")
+    (left / "run-1").mkdir()
+    (left / "run-1" / "00000000.bin").write_bytes(b"junk")
     (left / "dataset.bin").write_bytes(b"junk")
     (left.parent / "progress.json").write_text("{cut o")
     assert run() is not None

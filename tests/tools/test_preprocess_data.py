@@ -1,6 +1,7 @@
 """The command line, its messages, and how it is interrupted."""
 
 import contextlib
+import gzip
 import json
 import os
 import re
@@ -208,6 +209,23 @@ def test_workers_of_a_killed_run_end_and_the_next_run_is_whole(folder, start_lon
     assert preprocess(folder, "in.jsonl").returncode == 0
     assert IndexedDataset(folder / "out" / "data").num_documents == 1
     assert [path.name for path in (folder / "out" / "data.d").iterdir()] == ["manifest.json"]
+
+
+def test_workers_end_with_their_run_in_the_middle_of_a_file(folder):
+    line = json.dumps({"text": "some words to encode " * 200})
+    with gzip.open(folder / "big.jsonl.gz", "wb", compresslevel=1) as file:
+        for _ in range(80):
+            file.write((f"{line}\n" * 1000).encode())  # a minute of work in one unit
+    running = subprocess.Popen(
+        command(folder, "big.jsonl.gz", "--workers", 2, "--engine", "reference"),
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    wait_until(lambda: any((folder / "out" / "data.d" / "parts").glob("run-*/00000000.bin")))
+    running.kill()
+    running.wait()
+    wait_until(lambda: not alive(running.pid))
 
 
 def test_a_killed_worker_ends_the_run_with_a_message(folder, start_long_run):
