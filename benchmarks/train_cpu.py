@@ -1,8 +1,9 @@
-"""Measure training on this CPU, in tokens per second, against x-transformers.
+"""Measure training on this CPU, in tokens per second, with and without our kernels.
 
-Ours is what `train.py` runs: DeepSpeed's pipeline engine with one stage and one rank. Theirs is a
-plain loop with the same switches, sizes, batches, clipping and optimizer. Both take turns in one
-process, so that whatever else the machine does slows both: the ratio means more than the speeds.
+Ours is what `train.py` runs: DeepSpeed's pipeline engine with one stage and one rank, once with the
+kernels and once in plain PyTorch. Beside them stands x-transformers in a plain loop with the same
+switches, sizes, batches, clipping and optimizer. All take turns in one process, so that whatever
+else the machine does slows all: the ratios mean more than the speeds.
 Beside other busy programs set OMP_WAIT_POLICY=passive: threads that spin make a lottery of it.
 """
 
@@ -28,6 +29,7 @@ from x_transformers.x_transformers import LayerScale
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.load import load
 from megatron_gptx.config.model import ModelConfig
+from megatron_gptx.config.ops import Backend, OpsConfig
 from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.data.files import write_aside
@@ -49,7 +51,7 @@ for want of ReZero, its LayerScale of width 1 stands behind every branch, and no
 
 
 class Side(NamedTuple):
-    """One of the two; `train` updates the weights once and returns the loss before that."""
+    """One of the three; `train` updates the weights once and returns the loss before that."""
 
     name: str
     model: nn.Module
@@ -61,17 +63,18 @@ class Side(NamedTuple):
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-def build_ours(config: Config, process: Process) -> Side:
+def build_ours(config: Config, process: Process, backend: Backend) -> Side:
     """Return the engine of a training run."""
     # DeepSpeed prints while it is imported: not before the output goes to a file.
     from megatron_gptx.training.build import build_engine
 
+    config = config.model_copy(update={"ops": OpsConfig(backend=backend)})
     engine = build_engine(config, process, say=print)
 
     def train(step: Step, number: int) -> float:
         return engine.train_step(step, step=number, lr=config.optimizer.lr).loss
 
-    return Side("megatron_gptx", engine.deepspeed.module, train)
+    return Side(f"ours, {backend}", engine.deepspeed.module, train)
 
 
 def build_theirs(config: Config) -> Side:
@@ -140,12 +143,13 @@ def random_steps(config: Config, number: int) -> list[Step]:
 
 
 def compare(config: Config, options: argparse.Namespace, process: Process) -> None:
-    """Check that both sides are alike and learn, time them in turns, show and write the result."""
+    """Check that all sides are alike and learn, time them in turns, show and write the result."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(config.training.seed)
     show = partial(print, file=process.console)
     show(f"threads {options.threads}, PyTorch {torch.__version__}, {SETTINGS}\n{DIFFERENCES}")
-    sides = [build_ours(config, process), build_theirs(config)]
+    backends: tuple[Backend, ...] = ("fused", "reference")
+    sides = [*(build_ours(config, process, backend) for backend in backends), build_theirs(config)]
     steps = random_steps(config, WARMUP_STEPS + options.pairs * options.steps_per_block)
     for side in sides:
         losses = [side.train(steps[number], number) for number in range(WARMUP_STEPS)]
@@ -163,13 +167,15 @@ def compare(config: Config, options: argparse.Namespace, process: Process) -> No
                 side.train(steps[number], number)
             speeds[side.name].append(tokens / (time.perf_counter() - started_at))
 
+    ratios = {}
+    own = sides[0].name
     for name, values in speeds.items():
-        show(f"{name:<15}{median(values):>11,.0f} tokens/s")
-    ratios = [ours / theirs for ours, theirs in zip(*speeds.values(), strict=True)]
-    spread = f"{min(ratios):.2f} to {max(ratios):.2f} over {options.pairs} pairs"
-    show(f"ratio          {median(ratios):>11.2f} ({spread})")
+        turns = [ours / theirs for ours, theirs in zip(speeds[own], values, strict=True)]
+        ratios[name] = median(turns)
+        spread = f"{ratios[name]:8.2f}x ({min(turns):.2f} to {max(turns):.2f} over {len(turns)})"
+        show(f"{name:<16}{median(values):>10,.0f} tokens/s{'' if name == own else spread}")
     if options.output:
-        result = {"threads": options.threads, "tokens_per_second": speeds, "ratio": median(ratios)}
+        result = {"threads": options.threads, "tokens_per_second": speeds, "ratios": ratios}
         result["parameters"] = {side.name: side.num_parameters for side in sides}
         write_aside(options.output, json.dumps(result, indent=2) + "\n")
 

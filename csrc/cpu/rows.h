@@ -1,4 +1,5 @@
-// What a few queries need of their keys: the choice of the best ones, and sums over those.
+// What a few queries need of their keys, the choice of the best ones and sums over those, and what
+// the loss needs of a token's logits.
 //
 // Every vector width has its own copy of these functions; the widest that the CPU runs is chosen
 // when the program starts. All of them take float32 and rows that lie `stride` floats apart.
@@ -53,6 +54,10 @@ struct ChoiceScratch {
   std::vector<int64_t> keys;
 };
 
+struct ExpSum {
+  float largest, sum;
+};
+
 struct RowKernels {
   // Transposes (num_keys, d) rows, filling the last panel up with zeros.
   void (*pack)(const float* rows, int64_t stride, int64_t num_keys, int64_t d, Panels& panels);
@@ -70,6 +75,11 @@ struct RowKernels {
   // rows[kept[m]] += weights[m] * x
   void (*add_multiples)(float* rows, int64_t stride, const int32_t* kept, const float* weights,
                         const float* x, int64_t num_kept, int64_t d);
+  // The row's largest element, and the sum over exp(row - largest); the sum is NaN where the row
+  // holds NaN or +inf, or only -inf.
+  ExpSum (*sum_of_exp)(const float* row, int64_t n);
+  // row = scale * exp(row - largest)
+  void (*scaled_exp)(float* row, int64_t n, float largest, float scale);
 };
 
 // Moves the k largest of the keys to the front, the smallest of them last.

@@ -70,6 +70,11 @@ struct Avx2 {
 inline Avx2 add(Avx2 a, Avx2 b) { return {_mm256_add_ps(a.lanes, b.lanes)}; }
 inline Avx2 mul(Avx2 a, Avx2 b) { return {_mm256_mul_ps(a.lanes, b.lanes)}; }
 inline Avx2 fma(Avx2 a, Avx2 b, Avx2 c) { return {_mm256_fmadd_ps(a.lanes, b.lanes, c.lanes)}; }
+inline Avx2 larger(Avx2 a, Avx2 b) { return {_mm256_max_ps(a.lanes, b.lanes)}; }
+inline Avx2 power_of_two(Avx2 a) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(a.lanes), _mm256_set1_epi32(127));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))};
+}
 inline float sum(Avx2 a) {
   const __m128 half = _mm_add_ps(_mm256_castps256_ps128(a.lanes), _mm256_extractf128_ps(a.lanes, 1));
   const __m128 quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));

@@ -49,6 +49,19 @@ struct Scalar {
 inline Scalar add(Scalar a, Scalar b) { return {a.lanes + b.lanes}; }
 inline Scalar mul(Scalar a, Scalar b) { return {a.lanes * b.lanes}; }
 inline Scalar fma(Scalar a, Scalar b, Scalar c) { return {a.lanes * b.lanes + c.lanes}; }
+inline Scalar larger(Scalar a, Scalar b) {
+  for (int i = 0; i < Scalar::W; ++i) b.lanes[i] = a.lanes[i] > b.lanes[i] ? a.lanes[i] : b.lanes[i];
+  return b;
+}
+inline Scalar power_of_two(Scalar a) {
+  for (int i = 0; i < Scalar::W; ++i) {
+    // What is NaN stays so by the factor that it came from; its conversion would be undefined.
+    const int32_t n = a.lanes[i] == a.lanes[i] ? static_cast<int32_t>(a.lanes[i]) : 0;
+    const int32_t bits = (n + 127) << 23;
+    __builtin_memcpy(&a.lanes[i], &bits, sizeof bits);
+  }
+  return a;
+}
 inline float sum(Scalar a) { return (a.lanes[0] + a.lanes[1]) + (a.lanes[2] + a.lanes[3]); }
 inline uint32_t not_at_most(Scalar a, Scalar b) {
   uint32_t bits = 0;

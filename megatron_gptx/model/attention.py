@@ -1,17 +1,12 @@
 """Multi-head self-attention: the projections around the attention op."""
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor, nn
 
-from megatron_gptx.config.errors import UserError
-from megatron_gptx.config.model import AttentionConfig, ModelConfig
+from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.ops import Backend
 from megatron_gptx.model.alibi import alibi_slopes
 from megatron_gptx.model.residual import StreamProjection
-from megatron_gptx.ops import library
-from megatron_gptx.ops.attention import attention, unsupported
+from megatron_gptx.ops.attention import attention
 
 
 class Attention(nn.Module):
@@ -54,41 +49,3 @@ class Attention(nn.Module):
             backend=self.backend,
         )
         return self.output(mixed.transpose(1, 2).flatten(2)), scores
-
-
-def choose_backend(
-    model: nn.Module,
-    config: AttentionConfig,
-    backend: Backend,
-    *,
-    device_type: str,
-    say: Callable[[str], object],
-) -> None:
-    """Give every attention in a model its backend, and load the kernels if it may use them.
-
-    Args:
-        model: holds the attention layers.
-        config: what they compute.
-        backend: what the user asked for.
-        device_type: where they will run, as torch names it.
-        say: takes one line with the choice and its reason, and one before a build.
-
-    Raises:
-        UserError: the kernels were asked for and cannot run.
-    """
-    if backend == "reference":
-        problem: str | None = "ops.backend asks for it"
-    else:
-        # Every precision of a configuration is one that the kernels take.
-        problem = unsupported(device_type, torch.float32, top_k=config.top_k)
-        # Last, for it may have to build them.
-        problem = problem or library.load(say)
-    if problem and backend == "fused":
-        raise UserError(
-            f"ops.backend is fused, but the fused attention cannot run: {problem}; mend that, or "
-            "set ops.backend to auto"
-        )
-    say(f"attention: plain PyTorch, since {problem}" if problem else "attention: fused kernels")
-    for module in model.modules():
-        if isinstance(module, Attention):
-            module.backend = "reference" if problem else "fused"

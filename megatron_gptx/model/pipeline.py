@@ -13,7 +13,7 @@ from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.model.execute import LayerRunner
 from megatron_gptx.model.head import TiedHead, project
 from megatron_gptx.model.layers import TIED_PARAMETER, build_layer, layer_list
-from megatron_gptx.model.loss import token_loss
+from megatron_gptx.model.loss import TokenLoss
 
 
 class _Spec(LayerSpec):
@@ -74,7 +74,7 @@ class GPTXPipeline(PipelineModule):
         super().__init__(
             layers=_specs(config, seed),
             topology=PipeDataParallelTopology(num_pp=len(edges) - 1, num_dp=replicas),
-            loss_fn=_loss,
+            loss_fn=TokenLoss(),
         )
         self.runner = LayerRunner(
             config,
@@ -150,8 +150,3 @@ def _specs(config: ModelConfig, seed: int) -> list[LayerSpec]:
         else _TiedSpec(config, index, seed, entry.tied_key)
         for index, entry in enumerate(layer_list(config))
     ]
-
-
-def _loss(logits: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
-    labels, num_tokens = target
-    return token_loss(logits, labels, num_tokens)

@@ -8,7 +8,7 @@ from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.model.execute import LayerRunner
 from megatron_gptx.model.head import TiedHead
 from megatron_gptx.model.layers import build_layers
-from megatron_gptx.model.loss import token_loss
+from megatron_gptx.model.loss import TokenLoss
 
 
 class GPTXSequential(nn.Module):
@@ -32,6 +32,7 @@ class GPTXSequential(nn.Module):
         """
         super().__init__()
         self.layers = nn.ModuleList(build_layers(config, seed, prepare=prepare))
+        self.loss = TokenLoss()
         self.runner = LayerRunner(
             config, self.layers, first=0, seed=seed, checkpoint_group=checkpoint_group
         )
@@ -45,8 +46,8 @@ class GPTXSequential(nn.Module):
         }
 
     def forward(self, tokens: Tensor, labels: Tensor, num_tokens: Tensor) -> Tensor:
-        """Return the loss of (b, s) token ids, as `token_loss` defines it."""
-        return token_loss(self.logits(tokens), labels, num_tokens)
+        """Return the loss of (b, s) token ids, as `TokenLoss` defines it."""
+        return self.loss(self.logits(tokens), (labels, num_tokens))
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Map token ids (b, s) to logits (b, s, v)."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from megatron_gptx.ops import fused_attention, fused_topk_softmax
+from megatron_gptx.ops import fused_attention, fused_cross_entropy, fused_topk_softmax
 from megatron_gptx.ops.build import BuildError, ensure_built
 
 
@@ -31,6 +31,7 @@ def load(say: Callable[[str], object]) -> str | None:
         return f"the built library cannot be loaded: {error}"
     fused_attention.register()
     fused_topk_softmax.register()
+    fused_cross_entropy.register()
     return None
 
 

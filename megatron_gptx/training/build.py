@@ -12,7 +12,7 @@ from megatron_gptx.config.schema import Config
 from megatron_gptx.costs.memory import effective_zero_stage
 from megatron_gptx.costs.stages import boundaries
 from megatron_gptx.distributed.process import Process
-from megatron_gptx.model.attention import choose_backend
+from megatron_gptx.model.backend import choose_backend
 from megatron_gptx.model.pipeline import GPTXPipeline
 from megatron_gptx.model.sequential import GPTXSequential
 from megatron_gptx.ops.layer_norm import layer_norm_note
@@ -47,7 +47,7 @@ def _sequential(config: Config, process: Process, say: Callable[[str], None]) ->
         checkpoint_group=config.training.checkpoint_activations,
         prepare=scatter,
     )
-    _choose_attention(config, model, process, say)
+    _choose_backend(config, model, process, say)
     optimizer = _build_optimizer(config, model, process.device, say)
     return SequentialRun(_initialize(model, optimizer, settings))
 
@@ -60,7 +60,7 @@ def _pipelined(config: Config, process: Process, say: Callable[[str], None]) -> 
         seed=config.training.seed,
         checkpoint_group=config.training.checkpoint_activations,
     )
-    _choose_attention(config, model, process, say)
+    _choose_backend(config, model, process, say)
     optimizer = _build_optimizer(config, model, process.device, say)
     if effective_zero_stage(config) == 0:
         clipping = GlobalNormClipping(
@@ -73,7 +73,7 @@ def _pipelined(config: Config, process: Process, say: Callable[[str], None]) -> 
     return PipelineRun(_initialize(model, optimizer, deepspeed_config(config)))
 
 
-def _choose_attention(
+def _choose_backend(
     config: Config, model: nn.Module, process: Process, say: Callable[[str], None]
 ) -> None:
     choose_backend(

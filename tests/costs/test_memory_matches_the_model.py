@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from megatron_gptx.costs.memory import activation_memory
 from megatron_gptx.model.execute import LayerRunner
 from megatron_gptx.model.layers import build_layers
-from megatron_gptx.model.loss import token_loss
+from megatron_gptx.model.loss import TokenLoss
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CARRY = {"residual_scores": True}
@@ -73,7 +73,7 @@ def measure(config):
     tokens = torch.randint(model.vocab_size, (config.batch.micro_size, model.seq_length))
     with live:
         logits, _ = runner.run(tokens, None, training=True)
-        loss = token_loss(logits, tokens, torch.tensor(1))
+        loss = TokenLoss()(logits, (tokens, torch.tensor(1)))
         kept = live.now
         loss.backward()
     return kept, live.peak

@@ -3,10 +3,14 @@
 import torch
 from torch.nn.functional import cross_entropy
 
-from megatron_gptx.model.loss import IGNORE, token_loss
+from megatron_gptx.model.loss import IGNORE, TokenLoss
 
 GENERATOR_SEED = 0
 B, S, V = 4, 5, 7
+
+
+def token_loss(logits: torch.Tensor, labels: torch.Tensor, num_tokens: torch.Tensor):
+    return TokenLoss()(logits, (labels, num_tokens))
 
 
 def random_batch() -> tuple[torch.Tensor, torch.Tensor]:
