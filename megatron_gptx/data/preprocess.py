@@ -161,14 +161,18 @@ class _Run:
         return outcome
 
     def discard(self) -> None:
-        """Forget all that was done."""
+        """Forget all that was done, and remove what was being written when a run was killed."""
+        for left in self._state_file.parent.glob(".*.json.*"):
+            left.unlink()
         self._state_file.unlink(missing_ok=True)
         shutil.rmtree(self._parts, ignore_errors=True)
         self._state = State()
 
     def end(self) -> None:
         """Leave only what the next run can use."""
-        if self._done or self._state.parts == 0:
+        for left in self._parts.glob("run-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        if self._done or self._state.parts == 0 or not self._state_file.exists():
             self.discard()
 
     def _open_writer(self) -> IndexedDatasetWriter:
@@ -190,10 +194,12 @@ class _Run:
         """Append the parts in the order of their units, each as soon as those before it are."""
         early: dict[int, Part] = {}
         sizes = [task.unit.num_bytes for task in self._tasks]
-        progress = Progress(sum(sizes), sum(sizes[: self._state.parts]))
         saved_at, pause = time.monotonic(), _SAVE_SECONDS
         # Closed at once, so that no worker writes into a folder that is being removed.
-        with closing(pool.run(tasks)) as parts:  # type: ignore[type-var]
+        with (
+            Progress(sum(sizes), sum(sizes[: self._state.parts])) as progress,
+            closing(pool.run(tasks)) as parts,
+        ):
             for index, part in parts:
                 if part.mismatch is not None:
                     raise EngineMismatchError(part.mismatch)
@@ -207,7 +213,6 @@ class _Run:
                     saved_at = time.monotonic()
                     # Slow disks are not asked so often that the run would wait for them.
                     pause = max(_SAVE_SECONDS, 20 * (saved_at - began_at))
-        progress.clear()
         summary = self._state.summary
         if not summary.num_documents:
             self._state = State()  # nothing worth keeping

@@ -41,7 +41,10 @@ class Progress:
             f"{hours}:{minutes:02}:{rest:02} left"
         )
 
-    def clear(self) -> None:
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Leave an empty line for whatever comes next."""
         if self._width:
             self._write("")

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -56,7 +56,7 @@ class WorkerPool(Generic[Unit, Result]):
     def __exit__(self, *_: object) -> None:
         self._end()
 
-    def run(self, units: Iterable[Unit]) -> Iterator[tuple[int, Result]]:
+    def run(self, units: Iterable[Unit]) -> Generator[tuple[int, Result], None, None]:
         """Yield (index of the unit, its result) as they are done, in no particular order.
 
         Raises:

@@ -3,18 +3,7 @@
 import io
 import sys
 
-import pytest
-
 from megatron_gptx.data.progress import Progress
-
-
-@pytest.fixture
-def terminal(monkeypatch):
-    """Stand in for a terminal, and keep what is written to it."""
-    screen = io.StringIO()
-    screen.isatty = lambda: True
-    monkeypatch.setattr(sys, "stderr", screen)
-    return screen
 
 
 def test_the_line_has_share_speeds_and_the_time_left():
@@ -30,19 +19,20 @@ def test_a_resumed_run_counts_its_own_speed_only():
     assert Progress(0).line(0) == "  0.0%  0.0 MB/s  0.00 M tokens/s  0:00:00 left"
 
 
-def test_it_is_shown_on_a_terminal_and_cleared(terminal):
-    progress = Progress(100)
-    progress.add(40, 1)
-    shown = terminal.getvalue()
-    assert shown.startswith("\r 40.0%  ")
-    progress.add(10, 1)  # too soon
-    assert terminal.getvalue() == shown
-    progress.clear()
+def test_it_is_shown_on_a_terminal_and_cleared(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Progress(100) as progress:
+        progress.add(40, 1)
+        shown = terminal.getvalue()
+        assert shown.startswith("\r 40.0%  ")
+        progress.add(10, 1)  # too soon
+        assert terminal.getvalue() == shown
     assert terminal.getvalue() == f"{shown}\r{' ' * (len(shown) - 1)}\r"
 
 
 def test_nothing_is_written_to_a_file(capsys):
-    progress = Progress(100)
-    progress.add(40, 1)
-    progress.clear()
+    with Progress(100) as progress:
+        progress.add(40, 1)
     assert capsys.readouterr() == ("", "")
