@@ -228,6 +228,8 @@ def _results(
         ratios[f"{workers} workers over 1, large"] = (
             speed[f"{many}, large"] / speed[f"{one}, large"]
         )
+        rates = [_steady_rate(table[name], table[f"{name}, large"]) for name in (one, many)]
+        ratios[f"{workers} workers over 1, after the start"] = rates[1] / rates[0]
         peaks = [table[name]["peak_megabytes"] for name in (many, f"{many}, large")]
         ratios["peak memory, large over small"] = peaks[1] / peaks[0]
     return {
@@ -240,6 +242,12 @@ def _results(
         "runs": table,
         "ratios": ratios,
     }
+
+
+def _steady_rate(small: dict[str, Any], large: dict[str, Any]) -> float:
+    """Return bytes per second between the sizes of two runs, which starting has no part in."""
+    seconds = median(large["seconds"]) - median(small["seconds"])
+    return (large["bytes"] - small["bytes"]) / seconds
 
 
 def _version(package: str) -> str | None:
@@ -259,7 +267,7 @@ def show(results: dict[str, Any]) -> None:
             f"{row['megabytes_per_second']:9.2f}{row['peak_megabytes']:9.0f}"
         )
     for name, ratio in results["ratios"].items():
-        print(f"{name:34}{ratio:10.2f}")
+        print(f"{name:36}{ratio:8.2f}")
 
 
 def _parser() -> argparse.ArgumentParser:
