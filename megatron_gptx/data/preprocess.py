@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,7 @@ def _made_from(files: list[InputFile], tokenizer: Tokenizer, options: Options) -
         "tokenizer": {"sha256": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
         "end_of_document": tokenizer.end_of_document if options.append_eod else None,
         "options": asdict(options),
+        "ftfy": version("ftfy") if options.ftfy else None,
     }
 
 
