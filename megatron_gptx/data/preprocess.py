@@ -139,14 +139,17 @@ class _Run:
         # The processes get ready while the engines are compared; if gigatoken then cannot be taken,
         # they are started once more.
         fast_job = wanted != "reference" and may_have_gigatoken(tokenizer)
+        processes = max(1, min(workers, len(tasks)))
         job = Job(self._vocabulary, self._options, self._dtype.str, folder, fast_job)
         try:
-            with WorkerPool[Task, Part](Encoder, job, workers) as pool:
+            with WorkerPool[Task, Part](Encoder, job, processes) as pool:
                 engine, fast = choose_engine(tokenizer, self._first_texts(tokenizer), wanted=wanted)
                 if fast == job.gigatoken:
                     self._join(pool, tasks, writer)
             if fast != job.gigatoken:
-                with WorkerPool[Task, Part](Encoder, job._replace(gigatoken=fast), workers) as pool:
+                with WorkerPool[Task, Part](
+                    Encoder, job._replace(gigatoken=fast), processes
+                ) as pool:
                     self._join(pool, tasks, writer)
             outcome = Outcome(
                 self._state.summary, engine.name, reason or engine.reason, resumed, len(self._tasks)

@@ -10,12 +10,13 @@ from typing import BinaryIO, NamedTuple
 import orjson
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.opening import COMPRESSED, DAMAGE, open_input
+from megatron_gptx.data.opening import COMPRESSED, DAMAGE, is_remote, open_input
 from megatron_gptx.data.sources import Unit
 from megatron_gptx.data.tables import TableError, read_dataset, read_parquet
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SKIP_BLOCK = 1 << 20
+_SHORTER = "it became shorter while it was read"
 _LINE_SLACK = 1024  # what else a line with the longest document may hold
 _LOOK_AHEAD = 1 << 26  # of a line, before it is known whether it is too long
 
@@ -102,6 +103,19 @@ class Account:
 
 def read_unit(unit: Unit, account: Account, reading: Reading) -> Iterator[str]:
     """Yield the unit's texts, none of them empty, and keep account of everything else."""
+    try:
+        yield from _read(unit, account, reading)
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_remote(unit.paths[0]):
+            raise
+        # Each remote file system has errors of its own.
+        why = f"cannot be read further: {type(error).__name__}: {error}"
+        account.reject(unit.paths[0], why, account.num_lines + 1)
+
+
+def _read(unit: Unit, account: Account, reading: Reading) -> Iterator[str]:
     path = unit.paths[0]
     if unit.kind == "files":
         for path in unit.paths:
@@ -204,6 +218,8 @@ def _read_lines(
                 continue
             if accepted is not None:
                 yield accepted
+    if stop is not None and at < stop:
+        raise EOFError(_SHORTER)
 
 
 def _next_line(file: BinaryIO, start: int, stop: int) -> int:
@@ -212,7 +228,10 @@ def _next_line(file: BinaryIO, start: int, stop: int) -> int:
         return 0
     at = start - 1  # a line begins at `start` if the byte before ends one
     file.seek(at)
-    while at < stop and (block := file.read(min(_SKIP_BLOCK, stop - at))):
+    while at < stop:
+        block = file.read(min(_SKIP_BLOCK, stop - at))
+        if not block:
+            raise EOFError(_SHORTER)
         end = block.find(b"\n")
         if end >= 0:
             return file.seek(at + end + 1)

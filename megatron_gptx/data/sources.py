@@ -55,7 +55,9 @@ def find_files(
     """
     paths: list[str] = []
     found: list[InputFile] = []
+    named = set()
     for given in inputs:
+        named.add(given)
         paths += _expand(given, globs)
     for name in lists:
         try:
@@ -65,7 +67,6 @@ def find_files(
         paths += [line for line in lines if line.strip()]
     if not paths:
         raise UserError("no input files: name files or folders, or give a --list-file")
-    named = set(inputs)
     for path in paths:
         try:
             found.append(dataset_version(path) if _is_dataset(path) else stat_input(path))
@@ -88,6 +89,8 @@ def divide(files: Iterable[InputFile], *, unit_bytes: int = UNIT_BYTES) -> list[
     for file in files:
         path, num_bytes, _ = file
         kind = "files" if file.version == _UNREADABLE else _kind(path)
+        if kind == "lines" and is_remote(path) and num_bytes == 0:
+            kind = "stream"  # a server that does not tell sizes cannot be read by ranges either
         if group and (kind != "files" or group_bytes + num_bytes > unit_bytes):
             units.append(Unit("files", tuple(group), None, group_bytes))
             group, group_bytes = [], 0
@@ -141,7 +144,8 @@ def _expand(given: str, globs: Sequence[str]) -> list[str]:
         if not found:
             raise UserError(f"{given}: no file below it matches {' or '.join(globs)}; use --glob")
         return found
-    if not re.search(r"[*?\[]", given) or os.path.lexists(given):
+    wildcards = r"[*\[]" if is_remote(given) else r"[*?\[]"  # a URL's ? begins its query
+    if not re.search(wildcards, given) or os.path.lexists(given):
         return [given]
     matched = (
         remote_names(given)

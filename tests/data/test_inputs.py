@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.opening import open_input
+from megatron_gptx.data.opening import InputFile, open_input
 from megatron_gptx.data.readers import Account, Reading, read_unit
 from megatron_gptx.data.sources import divide, find_files
 from megatron_gptx.data.spool import spooled
@@ -137,6 +137,27 @@ def test_urls_and_their_wildcards_are_read_by_ranges(tmp_path):
             find_files([f"file://{tmp_path}/{absent}"])
     with pytest.raises(UserError, match=r"nosuch://x/y.jsonl: cannot be read: ValueError"):
         find_files(["nosuch://x/y.jsonl"])
+
+
+def test_a_remote_file_of_unknown_size_is_one_stream(monkeypatch):
+    unit_of = lambda *version: divide([InputFile("http://x/y.jsonl", *version)])  # noqa: E731
+    assert [unit.kind for unit in unit_of(0, "")] == ["stream"]
+    assert [unit.kind for unit in unit_of(9, "")] == ["lines"]
+
+
+def test_an_error_of_a_remote_file_system_is_rejected_or_stops(monkeypatch):
+    class Broken(io.BytesIO):
+        def seek(self, *_):
+            raise ValueError("cannot seek")
+
+    monkeypatch.setattr("megatron_gptx.data.readers.open_input", lambda _: Broken(LINES))
+    files = [InputFile("s3://x/y.jsonl", len(LINES), "1")]
+    texts, accounts = read(files=files, unit_bytes=len(LINES) - 100)
+    assert texts == TEXTS[: len(texts)]
+    assert 190 < len(texts) < 200
+    assert rejected(accounts) == [(1, "cannot be read further: ValueError: cannot seek")]
+    with pytest.raises(UserError, match=r"s3://x/y\.jsonl:1: cannot be read further: ValueError"):
+        read(files=files, unit_bytes=len(LINES) - 100, stop=True)
 
 
 def test_wildcards_stand_for_files_sorted_by_path(tmp_path, monkeypatch):

@@ -144,6 +144,20 @@ def test_a_file_is_one_document_or_is_rejected(tmp_path):
         read(tmp_path, stop=True)
 
 
+def test_a_file_that_became_shorter_is_not_taken_for_whole(tmp_path):
+    path = write_lines(tmp_path / "x.jsonl", *[{"text": f"text {i}"} for i in range(100)])
+    units = divide(find_files([str(path)]), unit_bytes=500)
+    os.truncate(path, 700)
+    accounts = [Account() for _ in units]
+    pairs = zip(units, accounts, strict=True)
+    texts = [text for unit, account in pairs for text in read_unit(unit, account, Reading())]
+    assert texts == [f"text {i}" for i in range(len(texts))]
+    short = [account.reasons for account in accounts if account.reasons]
+    assert len(short) == len(units) - 1
+    reason = "cannot be read further: it became shorter while it was read"
+    assert all(reason in reasons for reasons in short)
+
+
 def test_a_file_that_vanished_is_rejected(tmp_path):
     (tmp_path / "a.txt").write_text("one")
     (unit,) = divide(find_files([str(tmp_path)]))
