@@ -1,5 +1,6 @@
 """Merged and divided datasets hold the very same documents."""
 
+import fcntl
 import json
 import struct
 from itertools import pairwise
@@ -9,7 +10,7 @@ import pytest
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.data.build import split_documents
-from megatron_gptx.data.combine import Piece, merge, write_pieces
+from megatron_gptx.data.combine import Piece, folder_of, merge, write_pieces
 from megatron_gptx.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter
 from megatron_gptx.data.manifest import manifest_path, read_manifest
 from megatron_gptx.data.mmididx import bin_path, idx_path
@@ -126,3 +127,21 @@ def test_parts_hold_every_document_once(tmp_path, make_dataset):
     with pytest.raises(UserError, match="no document is left for it"):
         write_pieces([Piece(source, 3, 3)], tmp_path / "none", {})
     assert not list(tmp_path.glob("none*"))
+
+
+def test_a_folder_that_another_run_removes_as_it_ends_is_made_again(tmp_path, monkeypatch):
+    lock, calls = fcntl.flock, []
+
+    def lock_after_removal(handle, how):
+        if not calls:
+            (tmp_path / "x.d").rmdir()
+        calls.append(how)
+        lock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock_after_removal)
+    with folder_of(tmp_path / "x") as folder:
+        (folder / "file").touch()
+        with pytest.raises(UserError, match="another run"), folder_of(tmp_path / "x"):
+            pass
+    assert len(calls) == 3
+    assert (tmp_path / "x.d" / "file").exists()
