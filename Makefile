@@ -11,11 +11,12 @@ PYTEST ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+NVRTC := build/nvrtc/.installed
 
 # Many small processes run beside each other: one thread each beats several that wait for one another.
-test repository: export OMP_NUM_THREADS ?= 1
+test test-gpu check-cuda repository: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help quickstart test check format lint lint-fix types floors docs docs-check repository lock clean distclean
+.PHONY: help quickstart test test-gpu check check-cuda format lint lint-fix types floors docs docs-check repository lock clean distclean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z][a-z -]*\):[^#]*## /\1\t/p' Makefile | while IFS=$$'\t' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
@@ -23,8 +24,14 @@ help: ## Show this list
 quickstart: $(INSTALLED) ## Train a small GPT-X on real text, evaluate it, let it write
 	$(PY) tools/quickstart.py
 
-test: $(INSTALLED) ## Run every test that needs no GPU
+test: $(INSTALLED) $(NVRTC) ## Run every test that needs no GPU
 	$(PY) -m pytest $(PYTEST)
+
+test-gpu: $(INSTALLED) ## Run the tests that need a GPU
+	$(PY) -m pytest tests/gpu $(PYTEST)
+
+check-cuda: $(INSTALLED) $(NVRTC) ## Check that the CUDA kernels compile for V100, A100 and H100
+	$(PY) -m pytest tests/ops/test_cuda_compiles.py
 
 check: lint types floors docs-check repository ## Check style, types, floors, generated files, repository rules
 
@@ -77,4 +84,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing into $(VENV): a few minutes the first time."
 	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The last compiler for V100. In a folder of its own: in .venv it could be another than the one torch wants.
+$(NVRTC): | $(INSTALLED)
+	@echo "Installing NVRTC 12.6 into $(@D), for tests only."
+	@$(PY) -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target $(@D) 'nvidia-cuda-nvrtc-cu12==12.6.*'
 	@touch $@

@@ -91,8 +91,9 @@ def build_theirs(config: Config) -> Side:
 
     def train(step: Step, number: int) -> float:
         total = 0.0
-        for tokens, labels in step:
-            loss = functional.cross_entropy(model(tokens).flatten(0, 1), labels.flatten())
+        for micro_batch in step:
+            logits = model(micro_batch.tokens).flatten(0, 1)
+            loss = functional.cross_entropy(logits, micro_batch.labels.flatten())
             (loss / len(step)).backward()
             total += loss.item() / len(step)
         if options.gradient_clipping is not None:

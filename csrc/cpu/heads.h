@@ -1,9 +1,7 @@
-// What the passes share: plain float32 views of one head, and their products.
+// What the passes share: plain float32 views of one head.
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/addmm.h>
-#include <ATen/ops/from_blob.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -42,15 +40,5 @@ class Heads {
   at::Tensor tensor_;
   int64_t num_heads_;
 };
-
-inline at::Tensor matrix(float* data, int64_t rows, int64_t columns, int64_t stride) {
-  return at::from_blob(data, {rows, columns}, {stride, 1}, at::kFloat);
-}
-
-// out = beta * out + alpha * a @ b, on one thread where others run beside it.
-inline void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b, float beta,
-                     float alpha) {
-  at::addmm_out(out, out, a, b, beta, alpha);
-}
 
 }  // namespace gptx

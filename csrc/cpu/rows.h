@@ -1,5 +1,5 @@
-// What a few queries need of their keys, the choice of the best ones and sums over those, and what
-// the loss needs of a token's logits.
+// Loops over rows: what a few queries need of their keys, the choice of the best ones and sums over
+// those; what the loss needs of a token's logits; and GELU.
 //
 // Every vector width has its own copy of these functions; the widest that the CPU runs is chosen
 // when the program starts. All of them take float32 and rows that lie `stride` floats apart.
@@ -75,11 +75,20 @@ struct RowKernels {
   // rows[kept[m]] += weights[m] * x
   void (*add_multiples)(float* rows, int64_t stride, const int32_t* kept, const float* weights,
                         const float* x, int64_t num_kept, int64_t d);
+  // out[m] += sum over n of scale * a(m, n) * rows[n], (num_out, d), where a(m, n) lies m * out_step +
+  // n * row_step after a.
+  void (*add_products)(const float* a, int64_t out_step, int64_t row_step, int64_t num_out,
+                       const float* rows, int64_t stride, int64_t num_rows, int64_t d, float scale,
+                       float* out, int64_t out_stride);
   // The row's largest element, and the sum over exp(row - largest); the sum is NaN where the row
   // holds NaN or +inf, or only -inf.
   ExpSum (*sum_of_exp)(const float* row, int64_t n);
   // row = scale * exp(row - largest)
   void (*scaled_exp)(float* row, int64_t n, float largest, float scale);
+  // row += bias, unless that is null; out = gelu(row)
+  void (*add_gelu)(float* row, const float* bias, int64_t n, float* out);
+  // out = grad * gelu'(row)
+  void (*gelu_gradient)(const float* row, const float* grad, int64_t n, float* out);
 };
 
 // Moves the k largest of the keys to the front, the smallest of them last.

@@ -75,6 +75,10 @@ inline Avx2 power_of_two(Avx2 a) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(a.lanes), _mm256_set1_epi32(127));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))};
 }
+inline Avx2 divide(Avx2 a, Avx2 b) { return {_mm256_div_ps(a.lanes, b.lanes)}; }
+inline Avx2 with_sign_of(Avx2 a, Avx2 b) {
+  return {_mm256_or_ps(a.lanes, _mm256_and_ps(b.lanes, _mm256_set1_ps(-0.0f)))};
+}
 inline float sum(Avx2 a) {
   const __m128 half = _mm_add_ps(_mm256_castps256_ps128(a.lanes), _mm256_extractf128_ps(a.lanes, 1));
   const __m128 quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));

@@ -58,6 +58,11 @@ inline Avx512 power_of_two(Avx512 a) {
   const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(a.lanes), _mm512_set1_epi32(127));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23))};
 }
+inline Avx512 divide(Avx512 a, Avx512 b) { return {_mm512_div_ps(a.lanes, b.lanes)}; }
+inline Avx512 with_sign_of(Avx512 a, Avx512 b) {
+  const __m512i sign = _mm512_and_si512(_mm512_castps_si512(b.lanes), _mm512_set1_epi32(INT32_MIN));
+  return {_mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(a.lanes), sign))};
+}
 inline float sum(Avx512 a) { return _mm512_reduce_add_ps(a.lanes); }
 inline uint32_t not_at_most(Avx512 a, Avx512 b) {
   return _mm512_cmp_ps_mask(a.lanes, b.lanes, _CMP_NLE_UQ);

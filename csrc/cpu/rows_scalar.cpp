@@ -62,6 +62,11 @@ inline Scalar power_of_two(Scalar a) {
   }
   return a;
 }
+inline Scalar divide(Scalar a, Scalar b) { return {a.lanes / b.lanes}; }
+inline Scalar with_sign_of(Scalar a, Scalar b) {
+  for (int i = 0; i < Scalar::W; ++i) a.lanes[i] = std::copysign(a.lanes[i], b.lanes[i]);
+  return a;
+}
 inline float sum(Scalar a) { return (a.lanes[0] + a.lanes[1]) + (a.lanes[2] + a.lanes[3]); }
 inline uint32_t not_at_most(Scalar a, Scalar b) {
   uint32_t bits = 0;

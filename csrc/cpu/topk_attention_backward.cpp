@@ -17,6 +17,9 @@ namespace {
 // Gradients of one block of scores: small enough for a core's second-level cache, with room to spare.
 constexpr int64_t kBlockFloats = 128 * 1024;
 
+// Rows of a gradient that are computed together: whole groups of every variant's kRows.
+constexpr int64_t kGroup = 42;
+
 int64_t rows_per_block(int64_t num_rows, int64_t num_keys) {
   return std::min(num_rows, std::clamp<int64_t>(kBlockFloats / num_keys, 16, 256));
 }
@@ -43,8 +46,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backwa
 
   const auto floats = q.options().dtype(at::kFloat);
   const bool dense = grad_scores.has_value();
-  const at::Tensor grad_q = at::empty({b, h, s, d}, floats);
-  const at::Tensor grad_k = at::zeros({b, h, t, d}, floats), grad_v = at::zeros({b, h, t, d}, floats);
+  const at::Tensor grad_q = at::zeros({b, h, s, d}, floats), grad_k = at::zeros({b, h, t, d}, floats);
+  const at::Tensor grad_v = at::zeros({b, h, t, d}, floats);
   at::Tensor grad_prev = at::empty({0}, floats);
   if (needs_grad_prev) {
     grad_prev = dense ? at::empty({b, h, s, t}, floats) : at::zeros({b, h, s, t}, floats);
@@ -69,7 +72,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backwa
       const int32_t* start = starts.batch(head / h);
       for (int64_t first = 0; first < s; first += block) {
         const int64_t num_rows = std::min(block, s - first), offset = (head * s + first) * t;
-        const int64_t num_columns = t - s + first + num_rows;
+        // Keys before the first query's own.
+        const int64_t before = t - s + first;
         float* pairs = prev_data ? prev_data + offset : own.data();
         for (int64_t i = 0; i < num_rows; ++i) {
           const int64_t query = first + i, row = head * s + query, position = t - s + query;
@@ -99,14 +103,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backwa
                                queries.head(head) + query * queries.stride(), num_kept, d);
           }
         }
-        if (dense) {
-          const at::Tensor grads = matrix(pairs, num_rows, num_columns, t);
-          multiply(matrix(grad_qs.head(head) + first * d, num_rows, d, d), grads,
-                   matrix(keys.head(head), num_columns, d, keys.stride()), 0, scale);
-          multiply(matrix(grad_ks.head(head), num_columns, d, d), grads.t(),
-                   matrix(queries.head(head) + first * queries.stride(), num_rows, d,
-                          queries.stride()),
-                   1, scale);
+        // Of a few queries at a time the keys that all but the first few see, and the reverse.
+        for (int64_t i = 0; dense && i < num_rows; i += kGroup) {
+          const int64_t count = std::min(kGroup, num_rows - i);
+          rows.add_products(pairs + i * t, t, 1, count, keys.head(head), keys.stride(),
+                            before + i + count, d, scale,
+                            grad_qs.head(head) + (first + i) * grad_qs.stride(), grad_qs.stride());
+        }
+        for (int64_t j = 0; dense && j < before + num_rows; j += kGroup) {
+          const int64_t count = std::min(kGroup, before + num_rows - j), i = std::max<int64_t>(j - before, 0);
+          rows.add_products(pairs + i * t + j, 1, t, count,
+                            queries.head(head) + (first + i) * queries.stride(), queries.stride(),
+                            num_rows - i, d, scale, grad_ks.head(head) + j * grad_ks.stride(),
+                            grad_ks.stride());
         }
       }
     }

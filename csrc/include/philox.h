@@ -5,13 +5,7 @@
 // Philox-4x32 of 10 rounds.
 #pragma once
 
-#include <cstdint>
-
-#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
-#define GPTX_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define GPTX_HOST_DEVICE inline
-#endif
+#include "device.h"
 
 namespace gptx {
 
@@ -33,7 +27,7 @@ GPTX_HOST_DEVICE uint32_t philox(uint64_t seed, uint32_t batch, uint32_t head, u
 }
 
 // A weight is dropped where its word is below this.
-inline uint32_t drop_below(double dropout_p) {
+GPTX_HOST_DEVICE uint32_t drop_below(double dropout_p) {
   return static_cast<uint32_t>(dropout_p * 4294967296.0);
 }
 

@@ -92,12 +92,12 @@ def read_layer(path: Path, layer: nn.Module) -> None:
 
 def check_model(checkpoint: Checkpoint, model: ModelConfig) -> None:
     """Raise CheckpointError, listing the differences, where a checkpoint is of another model."""
-    saved = checkpoint.manifest["config"]["model"]
-    wanted = model.model_dump()
+    saved = _flat(checkpoint.manifest["config"]["model"])
+    wanted = _flat(model.model_dump())
     differing = [
-        f"{key}: {_value(saved, key)} in the checkpoint, {_value(wanted, key)} in the configuration"
-        for key in sorted(_keys(wanted) | _keys(saved))
-        if _value(saved, key) != _value(wanted, key) and key not in _FREE
+        f"{key}: {saved.get(key)} in the checkpoint, {wanted.get(key)} in the configuration"
+        for key in sorted(wanted.keys() | saved.keys())
+        if saved.get(key) != wanted.get(key) and key not in _FREE
     ]
     if differing:
         raise CheckpointError(
@@ -111,11 +111,11 @@ _FREE = ("dropout", "attention.dropout", "init_std")
 
 def changed_options(checkpoint: Checkpoint, config: Config) -> list[str]:
     """Return the options that a run is resumed with another value of, one line each."""
-    saved, wanted = checkpoint.manifest["config"], config.model_dump()
+    saved, wanted = _flat(checkpoint.manifest["config"]), _flat(config.model_dump())
     return [
-        f"{key} {_value(saved, key)} -> {_value(wanted, key)}"
-        for key in sorted(_keys(wanted) | _keys(saved))
-        if _value(saved, key) != _value(wanted, key) and not key.startswith("launch.")
+        f"{key} {saved.get(key)} -> {wanted.get(key)}"
+        for key in sorted(wanted.keys() | saved.keys())
+        if saved.get(key) != wanted.get(key) and not key.startswith("launch.")
     ]
 
 
@@ -134,18 +134,13 @@ def check_layout(checkpoint: Checkpoint, config: Config) -> None:
         )
 
 
-def _keys(tree: Mapping[str, Any], prefix: str = "") -> set[str]:
-    keys: set[str] = set()
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options by path; the paths are only shown, since a key may hold a dot."""
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
-        keys |= _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
-    return keys
-
-
-def _value(tree: Mapping[str, Any], key: str) -> Any:
-    value: Any = tree
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {}
+        flat.update(inner or {prefix + key: value})
+    return flat
 
 
 def _verify(checkpoint: Checkpoint) -> None:

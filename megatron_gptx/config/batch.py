@@ -1,6 +1,9 @@
 """Global batch, micro-batch, accumulation: any two make the third."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+# The label of a position that does not count; the ignore_index that PyTorch defaults to.
+IGNORE: Final = -100
 
 
 class Batch(NamedTuple):

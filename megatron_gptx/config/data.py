@@ -1,33 +1,99 @@
-"""Where the tokens come from."""
+"""Where the tokens come from, and how documents become samples."""
 
 import math
 from collections.abc import Iterator
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from megatron_gptx.config.section import Problem, Section
 
+Packing = Literal["stream", "until_overflow", "document"]
+Blend = str | dict[str, float]
+
+
+class FillInTheMiddleConfig(Section):
+    """Training documents with their middle moved to the end, to be filled in (arXiv:2207.14255)."""
+
+    rate: float = Field(0.0, ge=0, le=1, description="Share of the documents; 0 leaves all.")
+    spm_rate: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of those in which the suffix comes first (SPM), not the prefix (PSM).",
+    )
+    prefix: str = Field(
+        "<|fim_prefix|>", description="Token of data.tokenizer that stands before the prefix."
+    )
+    middle: str = Field("<|fim_middle|>", description="The one before the middle.")
+    suffix: str = Field("<|fim_suffix|>", description="The one before the suffix.")
+
 
 class DataConfig(Section):
-    """Token datasets made by tools/preprocess_data.py."""
+    """Token datasets made by tools/preprocess_data.py, and how they become samples."""
 
-    train: str | None = Field(
-        None, description="Prefix of the training dataset: PREFIX.bin and PREFIX.idx."
+    train: Blend | None = Field(
+        None,
+        description="Prefix of the training dataset (PREFIX.bin and PREFIX.idx), or a mapping of "
+        "several prefixes to weights: samples of each, in proportion.",
     )
-    valid: str | None = Field(
-        None, description="Prefix of the validation dataset; not together with `split`."
+    valid: Blend | None = Field(
+        None,
+        description="Prefix or weighted prefixes of the validation data; not together with "
+        "`split`.",
     )
     split: str | None = Field(
         None,
         description="Shares of `train`'s documents for training, validation and test, such as "
-        "'969,30,1'; not together with `valid`.",
+        "'969,30,1', taken of each dataset; not together with `valid`.",
     )
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="Prefix of a dataset to the prefix of another one of the same lengths, which "
+        "says what is to be learned at each of its tokens: an id, or -100 for nothing.",
+    )
+    packing: Packing = Field(
+        "stream",
+        description="`stream` cuts documents in a row into full samples, `until_overflow` fills "
+        "each sample with whole documents while they fit, `document` gives each its own sample; "
+        "what does not fit into one sample goes on in the next.",
+    )
+    isolate_documents: bool = Field(
+        False,
+        description="No attention and no loss crosses from one document of a sample to the next.",
+    )
+    mask_document_ends: bool = Field(
+        False,
+        description="No loss for predicting a document's first token from the end of the one "
+        "before it; part of `isolate_documents`.",
+    )
+    fill_in_the_middle: FillInTheMiddleConfig = Field(default_factory=FillInTheMiddleConfig)
     tokenizer: str | None = Field(
-        None, description="tokenizer.json, for generation and for checking vocab_size."
+        None,
+        description="tokenizer.json, for generation, for checking vocab_size, and for the ids of "
+        "`fill_in_the_middle`.",
     )
     prefetch: int = Field(
         2, ge=0, description="Steps a background thread reads ahead; 0 reads in line."
     )
+
+    @field_validator("train", "valid", mode="before")
+    @classmethod
+    def _blend_is_a_prefix_or_weights(cls, value: Any) -> Any:
+        if value is None or isinstance(value, str):
+            return value
+        if not isinstance(value, dict):
+            raise ValueError(
+                f"input should be the prefix of a dataset or a mapping of prefixes to weights, "
+                f"got {value!r}"
+            )
+        if not value:
+            raise ValueError("a blend needs at least one dataset, such as {data/code: 0.5}")
+        for prefix, weight in value.items():
+            number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not number or not 0 < weight < math.inf:
+                raise ValueError(f"the weight of {prefix} should be a number above 0, got {weight}")
+        return value
 
     @field_validator("split")
     @classmethod
@@ -45,6 +111,37 @@ class DataConfig(Section):
         return split
 
     def problems(self) -> Iterator[Problem]:
-        """Yield two contradicting ways of making a validation set."""
+        """Yield options that contradict each other, and those that lack another one."""
         if self.split is not None and self.valid is not None:
             yield Problem("split", "give either valid or split, not both")
+        known = {**self.train_weights, **self.valid_weights}
+        for prefix in self.labels:
+            if prefix not in known:
+                yield Problem(
+                    "labels", f"{prefix} is in neither train nor valid: {', '.join(known) or '-'}"
+                )
+        if self.fill_in_the_middle.rate:
+            if self.tokenizer is None:
+                yield Problem("fill_in_the_middle.rate", "needs the ids of data.tokenizer: set it")
+            if self.labels:
+                yield Problem(
+                    "fill_in_the_middle.rate",
+                    "moves tokens, but data.labels stand for tokens in their place: use one of "
+                    "the two",
+                )
+
+    @property
+    def train_weights(self) -> dict[str, float]:
+        """The training datasets and their weights; empty where there are none."""
+        return _weights(self.train)
+
+    @property
+    def valid_weights(self) -> dict[str, float]:
+        """The validation datasets and their weights; empty where there are none."""
+        return _weights(self.valid)
+
+
+def _weights(blend: Blend | None) -> dict[str, float]:
+    if blend is None:
+        return {}
+    return {blend: 1.0} if isinstance(blend, str) else blend

@@ -88,7 +88,8 @@ def _table(options: list[Option]) -> str:
     for path, field in options:
         value = describe_type(field).replace("|", "\\|")
         meaning = (field.description or "").replace("|", "\\|")
-        rows.append((f"`{path[-1]}`", value, _default(field), meaning))
+        default = _default(field).replace("|", "\\|")
+        rows.append((f"`{path[-1]}`", value, default, meaning))
     # The last column is prose: padding it would only push the source beyond any screen.
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = [

@@ -56,8 +56,11 @@ def load_with_sources(paths: Sequence[Path], overrides: Sequence[str] = ()) -> L
     except ValidationError as error:
         raise ConfigError(report(_with_validation(error, document, paths))) from None
     problems = list(document.problems)
+    reported = {problem.path for problem in problems}
     for key, message in _contradictions(config):
         path = tuple(key.split("."))
+        if path in reported:
+            continue  # its value could not be read
         problems.append(LocatedProblem(_find_place(path, document, paths), path, message))
     if problems:
         raise ConfigError(report(problems))

@@ -98,7 +98,7 @@ class Config(Section):
         except ValueError as error:
             yield Problem("training.global_batch_size", str(error))
         yield from self._empty_stages()
-        if self.schedule.warmup_steps >= self.training.steps:
+        if self.training.steps and self.schedule.warmup_steps >= self.training.steps:
             yield Problem(
                 "schedule.warmup_steps",
                 f"warmup_steps {self.schedule.warmup_steps} leaves none of the "

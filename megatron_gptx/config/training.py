@@ -1,10 +1,11 @@
 """What one step does, how many there are, and how the learning rate moves."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megatron_gptx.config.section import Section
+from megatron_gptx.config.section import Problem, Section
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -12,7 +13,15 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class TrainingConfig(Section):
     """Batch sizes and length of a run."""
 
-    steps: int = Field(gt=0, description="Optimizer steps in the whole run.")
+    steps: int | None = Field(
+        None, gt=0, description="Optimizer steps in the whole run; give this or `epochs`."
+    )
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        description="Passes over the training data instead of steps; a blend's pass has as many "
+        "samples as its datasets have together.",
+    )
     global_batch_size: int | None = Field(
         None, gt=0, description="Sequences per step over all replicas; null derives it."
     )
@@ -29,6 +38,13 @@ class TrainingConfig(Section):
         description="Recompute activations in the backward pass in groups of this many layers; 0 "
         "keeps them all.",
     )
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield a run of no stated length, or of two."""
+        if self.steps is None and self.epochs is None:
+            yield Problem("steps", "required option is missing: give steps, or epochs")
+        if self.steps is not None and self.epochs is not None:
+            yield Problem("epochs", "give either steps or epochs, not both")
 
 
 class OptimizerConfig(Section):

@@ -12,8 +12,13 @@ _TAGS = {str: "str", int: "int", float: "float", bool: "bool", type(None): "null
 
 def dump(config: Config) -> str:
     """Return all options, defaults filled in, as YAML in schema order."""
+    return dump_values(config.model_dump())
+
+
+def dump_values(values: dict[str, Any]) -> str:
+    """Return sections of options as YAML."""
     return yaml.dump(
-        config.model_dump(),
+        values,
         Dumper=_Dumper,
         sort_keys=False,
         default_flow_style=False,

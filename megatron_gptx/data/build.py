@@ -1,11 +1,17 @@
 """The datasets a configuration names."""
 
+import math
 from typing import NamedTuple
 
 from megatron_gptx.config.data import DataConfig
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.gpt_dataset import GPTDataset
+from megatron_gptx.config.schema import Config
+from megatron_gptx.data.blend import BlendedDataset
+from megatron_gptx.data.fill_in_the_middle import FillInTheMiddle
+from megatron_gptx.data.gpt_dataset import GPTDataset, Shaping
 from megatron_gptx.data.indexed_dataset import IndexedDataset
+from megatron_gptx.tokenizer.base import Tokenizer
+from megatron_gptx.tokenizer.build import load_tokenizer
 
 # Validation samples must not change with training.seed, or runs could not be compared.
 _VALIDATION_SEED = 0
@@ -14,8 +20,8 @@ _VALIDATION_SEED = 0
 class Datasets(NamedTuple):
     """What is trained on, and what is evaluated on where there is anything."""
 
-    train: GPTDataset
-    valid: GPTDataset | None
+    train: BlendedDataset
+    valid: BlendedDataset | None
 
 
 def build_datasets(data: DataConfig, *, seq_length: int, seed: int) -> Datasets:
@@ -29,30 +35,129 @@ def build_datasets(data: DataConfig, *, seq_length: int, seed: int) -> Datasets:
         UserError: `train` is not set, a file is missing or damaged, or a part is too small.
     """
     if data.train is None:
-        raise UserError("data.train is not set: give the prefix of a tokenised dataset")
-    source = IndexedDataset(data.train)
+        raise UserError(
+            "data.train is not set: give the prefix of a tokenised dataset, or several with weights"
+        )
+    plain = Shaping(data.packing, data.isolate_documents, data.mask_document_ends)
+    shaping = plain._replace(fill_in_the_middle=_fill_in_the_middle(data))
+    opened = _Sources(data, seq_length)
     if data.split is None:
-        train = GPTDataset(source, seq_length, seed=seed)
+        train = opened.blend(data.train_weights, seed=seed, shaping=shaping)
         if data.valid is None:
             return Datasets(train, None)
-        valid_source = IndexedDataset(data.valid)
-        return Datasets(train, GPTDataset(valid_source, seq_length, seed=_VALIDATION_SEED))
+        valid_seed = _VALIDATION_SEED
+        return Datasets(train, opened.blend(data.valid_weights, seed=valid_seed, shaping=plain))
 
-    edges = split_documents(data.split, source.num_documents)
-    train = GPTDataset(source, seq_length, seed=seed, last_document=edges[0])
+    train = opened.blend(data.train_weights, seed=seed, shaping=shaping, part=0)
     if float(data.split.split(",")[1]) == 0:
         return Datasets(train, None)
-    valid = GPTDataset(
-        source,
-        seq_length,
-        seed=_VALIDATION_SEED,
-        first_document=edges[0],
-        last_document=edges[1],
-    )
+    valid = opened.blend(data.train_weights, seed=_VALIDATION_SEED, shaping=plain, part=1)
     return Datasets(train, valid)
+
+
+class _Sources:
+    """Opens each file once."""
+
+    def __init__(self, data: DataConfig, seq_length: int) -> None:
+        self.data, self.seq_length = data, seq_length
+        self.files: dict[str, IndexedDataset] = {}
+
+    def blend(
+        self, weights: dict[str, float], *, seed: int, shaping: Shaping, part: int | None = None
+    ) -> BlendedDataset:
+        datasets = []
+        for prefix in weights:
+            source = self._open(prefix)
+            first, last = 0, source.num_documents
+            if part is not None:
+                assert self.data.split is not None
+                edges = [0, *split_documents(self.data.split, source.num_documents)]
+                first, last = edges[part : part + 2]
+            labels = self.data.labels.get(prefix)
+            datasets.append(
+                GPTDataset(
+                    source,
+                    self.seq_length,
+                    seed=seed,
+                    first_document=first,
+                    last_document=last,
+                    shaping=shaping,
+                    labels=None if labels is None else self._open(labels),
+                )
+            )
+        return BlendedDataset(datasets, list(weights.values()))
+
+    def _open(self, prefix: str) -> IndexedDataset:
+        if prefix not in self.files:
+            self.files[prefix] = IndexedDataset(prefix)
+        return self.files[prefix]
 
 
 def split_documents(split: str, num_documents: int) -> list[int]:
     """Return where each share of documents ends: '8,1,1' of 20 documents gives [16, 18, 20]."""
     shares = [float(share) for share in split.split(",")]
     return [round(sum(shares[: i + 1]) / sum(shares) * num_documents) for i in range(len(shares))]
+
+
+def decide_steps(config: Config) -> Config:
+    """Return the configuration with `training.epochs`, where it is given, turned into steps.
+
+    The last step takes what is missing to a whole global batch from the next epoch. An epoch of a
+    blend has as many samples as its datasets have together.
+
+    Raises:
+        UserError: the data cannot be opened, or warm-up would take all steps.
+    """
+    if config.training.epochs is None:
+        return config
+    train = build_datasets(
+        config.data, seq_length=config.model.seq_length, seed=config.training.seed
+    ).train
+    samples = config.training.epochs * train.samples_per_epoch
+    steps = max(1, math.ceil(samples / config.batch.global_size))
+    if config.schedule.warmup_steps >= steps:
+        raise UserError(
+            f"schedule.warmup_steps {config.schedule.warmup_steps} leaves none of the {steps} "
+            f"steps that training.epochs {config.training.epochs:g} gives"
+        )
+    training = config.training.model_copy(update={"steps": steps, "epochs": None})
+    return config.model_copy(update={"training": training})
+
+
+def _fill_in_the_middle(data: DataConfig) -> FillInTheMiddle | None:
+    options = data.fill_in_the_middle
+    if not options.rate:
+        return None
+    assert data.tokenizer is not None, "the configuration demands a tokenizer"
+    tokenizer = load_tokenizer(data.tokenizer)
+    wanted = {name: getattr(options, name) for name in ("prefix", "middle", "suffix")}
+    ids = _special_ids(tokenizer, set(wanted.values()))
+    for name, token in wanted.items():
+        if token not in ids:
+            raise UserError(
+                f"{data.tokenizer}: no token {token!r}, which data.fill_in_the_middle.{name} "
+                "names; add it to the vocabulary, or name the one that stands for it"
+            )
+    try:
+        end_of_document = tokenizer.end_of_document
+    except UserError:
+        end_of_document = None  # documents then end without one
+    return FillInTheMiddle(
+        rate=options.rate,
+        spm_rate=options.spm_rate,
+        end_of_document=end_of_document,
+        **{name: ids[token] for name, token in wanted.items()},
+    )
+
+
+def _special_ids(tokenizer: Tokenizer, tokens: set[str]) -> dict[str, int]:
+    """Return the ids that stand for these tokens alone: text never becomes one."""
+    # From the end, where tokens are added, and what every tokenizer can do: decode.
+    found: dict[str, int] = {}
+    for number in reversed(range(tokenizer.vocab_size)):
+        text = tokenizer.decode([number])
+        if text in tokens:
+            found.setdefault(text, number)
+            if len(found) == len(tokens):
+                break
+    return found

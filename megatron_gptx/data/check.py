@@ -38,7 +38,7 @@ def check_datasets(config: Config) -> None:
         except UserError as error:
             problems.append(str(error))
 
-    for prefix in dict.fromkeys(filter(None, (data.train, data.valid))):
+    for prefix in {**data.train_weights, **data.valid_weights}:
         try:
             expected = Expected(config.model.vocab_size, tokenizer_sha256)
             problems += quick_problems(IndexedDataset(prefix), expected)

@@ -48,6 +48,7 @@ class IndexedDataset:
         pointers: (sequences,) int64, first **byte** of each sequence in the .bin.
         document_starts: (documents + 1,) int64, first sequence of each document.
         num_tokens: tokens in all sequences together.
+        mapping: the .bin as it is mapped into memory.
 
     Raises:
         UserError: a file is missing, truncated, of another format, or contradicts the other.
@@ -77,6 +78,7 @@ class IndexedDataset:
         self._tokens = np.frombuffer(tokens, self.dtype)
         self._offsets = None if contiguous else _cumulative(self.lengths)
         self.num_tokens = self._tokens.size if contiguous else int(self._offsets[-1])  # type: ignore[index]
+        self.mapping = tokens
 
     def __reduce__(self) -> tuple[type["IndexedDataset"], tuple[Path]]:
         return IndexedDataset, (self.prefix,)

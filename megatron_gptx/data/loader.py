@@ -6,19 +6,30 @@ from threading import Condition, Thread
 from types import TracebackType
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from megatron_gptx.config.batch import Batch
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.gpt_dataset import GPTDataset
+from megatron_gptx.data.blend import BlendedDataset
+from megatron_gptx.data.gpt_dataset import GPTDataset, Samples
 
 
 class MicroBatch(NamedTuple):
-    """One forward pass: (b, s) int64 token ids, and (b, s) int64 labels, the ids that follow."""
+    """One forward pass.
+
+    Attributes:
+        tokens: (b, s) int64 ids.
+        labels: (b, s) int64, the ids that follow; IGNORE where nothing is to be learned.
+        row_start: (b, s) int32, the first token that each one sees, which is the first of its
+            document; None where it sees all before it.
+    """
 
     tokens: Tensor
     labels: Tensor
+    row_start: Tensor | None = None
 
 
 class StepLoader:
@@ -41,7 +52,7 @@ class StepLoader:
 
     def __init__(
         self,
-        dataset: GPTDataset,
+        dataset: GPTDataset | BlendedDataset,
         batch: Batch,
         *,
         replica: int,
@@ -82,23 +93,37 @@ class StepLoader:
         self.close()
 
     def _read_steps(self, first_sample: int) -> Iterator[list[MicroBatch]]:
+        size, replicas = self.batch.micro_size, self.replicas
+        firsts = (np.arange(self.batch.accumulation_steps) * replicas + self.replica) * size
+        offsets = (firsts[:, None] + np.arange(size)).ravel()
         while True:
-            yield [self._micro_batch(first_sample, m) for m in range(self.batch.accumulation_steps)]
+            yield self._read_step(first_sample + offsets)
             first_sample += self.batch.global_size
 
-    def _micro_batch(self, first_sample: int, m: int) -> MicroBatch:
-        size = self.batch.micro_size
-        position = first_sample + (m * self.replicas + self.replica) * size
-        samples = self.dataset.read_samples(position, size)
-        low, high = int(samples.min()), int(samples.max())
-        if low < 0 or high >= self.vocab_size:
-            raise UserError(
-                f"{self.dataset.source.prefix}: token id {low if low < 0 else high} is outside the "
-                f"model's vocabulary of {self.vocab_size}; set model.vocab_size to at least "
-                f"{high + 1}, or use the dataset of this model's tokenizer"
-            )
-        windows = torch.from_numpy(samples)
-        return MicroBatch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
+    def _read_step(self, positions: npt.NDArray[np.int64]) -> list[MicroBatch]:
+        # All at once, which costs a fraction of one micro-batch after the other.
+        samples = self.dataset.read_samples(positions)
+        self._check_ids(positions, samples)
+        columns = (
+            [None] * self.batch.accumulation_steps
+            if part is None
+            else torch.from_numpy(part).split(self.batch.micro_size)
+            for part in samples
+        )
+        return [MicroBatch(*parts) for parts in zip(*columns, strict=True)]
+
+    def _check_ids(self, positions: npt.NDArray[np.int64], samples: Samples) -> None:
+        low = int(samples.tokens.min())
+        high = max(int(samples.tokens.max()), int(samples.labels.max()))
+        if low >= 0 and high < self.vocab_size:
+            return
+        bad = (samples.tokens < 0) | (np.maximum(*samples[:2]) >= self.vocab_size)
+        prefix = self.dataset.prefix_of(int(positions[bad.any(axis=1).argmax()]))
+        raise UserError(
+            f"{prefix}: token id {low if low < 0 else high} is outside the model's vocabulary of "
+            f"{self.vocab_size}; set model.vocab_size to at least {high + 1}, or use the dataset "
+            "of this model's tokenizer"
+        )
 
     def _ahead(self, source: Iterator[list[MicroBatch]]) -> Iterator[list[MicroBatch]]:
         reader = _ReadAhead(source, self.prefetch)

@@ -62,8 +62,8 @@ class Permutation:
         left, right = np.divmod(values, width)
         for i in range(0, _ROUNDS, 2):
             # Reduced before the sum: numpy's wraps at 2**64, the scalar form's does not.
-            left = (left + _mix_many(right ^ np.uint64(self._keys[i])) % height) % height
-            right = (right + _mix_many(left ^ np.uint64(self._keys[i + 1])) % width) % width
+            left = (left + mix(right ^ np.uint64(self._keys[i])) % height) % height
+            right = (right + mix(left ^ np.uint64(self._keys[i + 1])) % width) % width
         return left * width + right
 
 
@@ -73,7 +73,8 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def _mix_many(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return a pseudo-random number for each number, the same on every machine."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(_MIX_1)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(_MIX_2)
     return values ^ (values >> np.uint64(31))

@@ -1,8 +1,7 @@
 """What a dataset's tokens look like, in bounded memory."""
 
 import hashlib
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,12 +52,20 @@ def unigram_entropy(stream: TokenStream) -> float:
     It is the loss of the best model that ignores context: training beats it, or has learned
     nothing but frequencies.
     """
-    counts = token_counts(stream)
-    counts = counts[counts > 0]
-    if not counts.size:
-        return 0.0
-    total = int(counts.sum())
-    return math.log(total) - float((counts * np.log(counts)).sum()) / total
+    return blend_entropy([stream], [1.0])
+
+
+def blend_entropy(streams: Sequence[TokenStream], weights: Sequence[float]) -> float:
+    """Return `unigram_entropy` of streams that are mixed by weights, which add up to 1."""
+    frequencies = np.zeros(0)
+    for stream, weight in zip(streams, weights, strict=True):
+        counts = token_counts(stream)
+        here = np.zeros(max(counts.size, frequencies.size))
+        here[: counts.size] = weight * counts / max(counts.sum(), 1)
+        here[: frequencies.size] += frequencies
+        frequencies = here
+    frequencies = frequencies[frequencies > 0]
+    return max(0.0, -float((frequencies * np.log(frequencies)).sum()))
 
 
 def length_histogram(dataset: IndexedDataset) -> list[tuple[int, int]]:

@@ -10,16 +10,15 @@ from typing import NamedTuple
 import torch
 
 from megatron_gptx.checkpoint.layout import Checkpoint
-from megatron_gptx.config.batch import Batch
+from megatron_gptx.config.batch import IGNORE, Batch
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.schema import Config
 from megatron_gptx.data.build import build_datasets
 from megatron_gptx.data.loader import StepLoader
-from megatron_gptx.data.statistics import unigram_entropy
+from megatron_gptx.data.statistics import blend_entropy
 from megatron_gptx.inference.load import load_model
 from megatron_gptx.launcher.command import decode
 from megatron_gptx.launcher.devices import local_device
-from megatron_gptx.model.loss import IGNORE
 from megatron_gptx.model.sequential import GPTXSequential
 
 
@@ -71,7 +70,8 @@ def evaluate(config: Config) -> Evaluation:
         prefetch=0,
     )
     loss = validation_loss(model, loader, config.evaluation.batches)
-    return Evaluation(checkpoint.step, loss, unigram_entropy(datasets.valid))
+    entropy = blend_entropy(datasets.valid.datasets, datasets.valid.weights)
+    return Evaluation(checkpoint.step, loss, entropy)
 
 
 def _batch_of_training(config: Config, checkpoint: Checkpoint) -> Batch:
@@ -92,8 +92,11 @@ def validation_loss(model: GPTXSequential, loader: StepLoader, num_batches: int)
     device = next(model.parameters()).device
     total, num_labels = 0.0, 0
     for batch in itertools.islice(loader.steps(0), num_batches):
-        for tokens, labels in batch:
-            summed = model(tokens.to(device), labels.to(device), torch.ones((), device=device))
+        for micro_batch in batch:
+            tokens, labels, row_start = (
+                None if part is None else part.to(device) for part in micro_batch
+            )
+            summed = model(tokens, labels, torch.ones((), device=device), row_start)
             total += summed.item()
-            num_labels += int((labels != IGNORE).sum())
+            num_labels += int((micro_batch.labels != IGNORE).sum())
     return total / num_labels

@@ -36,6 +36,7 @@ def load_model(config: Config, device: torch.device) -> tuple[GPTXSequential, Ch
         config.model.attention,
         config.ops.backend,
         device_type=device.type,
+        num_keys=config.model.seq_length,
         say=lambda line: sys.stderr.write(f"{line}\n"),
     )
     return model.to(device, dtype).eval(), checkpoint

@@ -13,6 +13,7 @@ from megatron_gptx.config.load import load, load_with_sources
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.costs.plan import make_plan
+from megatron_gptx.data.build import decide_steps
 from megatron_gptx.data.check import check_datasets
 from megatron_gptx.distributed.log import failure_marker, finished_marker
 from megatron_gptx.launcher.command import (
@@ -92,6 +93,9 @@ def _main(argv: Sequence[str], root: Path) -> int:
         return 0
     check_placement(config, placement)
     check_datasets(config)
+    if config.training.epochs is not None:
+        epochs, config = config.training.epochs, decide_steps(config)
+        sys.stdout.write(f"\ntraining.epochs {epochs:g}: {config.training.steps:,} steps\n")
     logs = _prepare_logs(config)
     sys.stdout.write(
         f"\nstarting {placement.ranks} rank(s), {describe(config, placement)}; logs: {logs}\n"

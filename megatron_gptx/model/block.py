@@ -22,10 +22,18 @@ class Block(nn.Module):
         # _exec_send_grads), so the last block must not pass its scores on.
         self.returns_scores = config.attention.residual_scores and not is_last
 
-    def forward(self, x: Tensor, prev_scores: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Map (b, s, m) activations and (b, h, s, t) scores to the same pair."""
+    def forward(
+        self, x: Tensor, prev_scores: Tensor | None, row_start: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Map (b, s, m) activations and (b, h, s, t) scores to the same pair.
+
+        A query sees no key before its (b, s) row_start.
+        """
         mixed, scores = self.attention(
-            self.add_attention.branch_input(x), prev_scores, return_scores=self.returns_scores
+            self.add_attention.branch_input(x),
+            prev_scores,
+            row_start,
+            return_scores=self.returns_scores,
         )
         x = self.add_attention(x, mixed)
         x = self.add_feedforward(x, self.feedforward(self.add_feedforward.branch_input(x)))
@@ -46,12 +54,20 @@ class MacaronBlock(nn.Module):
         self.feedforward_after, self.add_after = make_feedforward(config), make_residual(config)
         self.returns_scores = config.attention.residual_scores and not is_last
 
-    def forward(self, x: Tensor, prev_scores: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Map (b, s, m) activations and (b, h, s, t) scores to the same pair."""
-        x = self.add_before(x, 0.5 * self.feedforward_before(self.add_before.branch_input(x)))
+    def forward(
+        self, x: Tensor, prev_scores: Tensor | None, row_start: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Map (b, s, m) activations and (b, h, s, t) scores to the same pair.
+
+        A query sees no key before its (b, s) row_start.
+        """
+        x = self.add_before(x, self.feedforward_before(self.add_before.branch_input(x)), 0.5)
         mixed, scores = self.attention(
-            self.add_attention.branch_input(x), prev_scores, return_scores=self.returns_scores
+            self.add_attention.branch_input(x),
+            prev_scores,
+            row_start,
+            return_scores=self.returns_scores,
         )
         x = self.add_attention(x, mixed)
-        x = self.add_after(x, 0.5 * self.feedforward_after(self.add_after.branch_input(x)))
+        x = self.add_after(x, self.feedforward_after(self.add_after.branch_input(x)), 0.5)
         return x, scores

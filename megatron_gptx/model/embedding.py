@@ -25,7 +25,9 @@ class Embedding(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor, carry: None) -> tuple[Tensor, None]:
+    def forward(
+        self, tokens: Tensor, carry: None, row_start: Tensor | None = None
+    ) -> tuple[Tensor, None]:
         """Map (b, s) int64 token ids to (b, s, m).
 
         Raises:

@@ -47,9 +47,17 @@ class LayerRunner:
         self.step, self.replica, self.micro_batch = step, replica, 0
 
     def run(
-        self, x: Tensor, carry: Tensor | None, *, training: bool
+        self,
+        x: Tensor,
+        carry: Tensor | None,
+        row_start: Tensor | None = None,
+        *,
+        training: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Map the first layer's input to the last layer's output."""
+        """Map the first layer's input to the last layer's output.
+
+        `row_start` (b, s) int32 is the first token that each one sees; None for the first of all.
+        """
         micro_batch = self.micro_batch
         if training:
             self.micro_batch += 1
@@ -57,30 +65,44 @@ class LayerRunner:
             if recompute and training:
                 x, carry = checkpoint(
                     self._run_recomputed,
-                    *(x, carry, start, stop, micro_batch),
+                    *(x, carry, row_start, start, stop, micro_batch),
                     use_reentrant=False,
                     preserve_rng_state=False,  # every layer seeds its own stream
                 )
             else:
-                x, carry = self._run_range(x, carry, start, stop, micro_batch if training else None)
+                x, carry = self._run_range(
+                    x, carry, row_start, start, stop, micro_batch if training else None
+                )
         return x, carry
 
     def _run_recomputed(
-        self, x: Tensor, carry: Tensor | None, start: int, stop: int, micro_batch: int
+        self,
+        x: Tensor,
+        carry: Tensor | None,
+        row_start: Tensor | None,
+        start: int,
+        stop: int,
+        micro_batch: int,
     ) -> tuple[Tensor, Tensor | None]:
         # Layers add to the carry where it lies; the second pass needs it as the first one found it.
         if carry is not None:
             carry = carry.clone()
-        return self._run_range(x, carry, start, stop, micro_batch)
+        return self._run_range(x, carry, row_start, start, stop, micro_batch)
 
     def _run_range(
-        self, x: Tensor, carry: Tensor | None, start: int, stop: int, micro_batch: int | None
+        self,
+        x: Tensor,
+        carry: Tensor | None,
+        row_start: Tensor | None,
+        start: int,
+        stop: int,
+        micro_batch: int | None,
     ) -> tuple[Tensor, Tensor | None]:
         for position in range(start, stop):
             if self.random and micro_batch is not None:
                 place = (self.step, micro_batch, self.replica, self.first + position)
                 torch.manual_seed(derive_seed(self.seed, "dropout", *place))
-            x, carry = self.layers[position](x, carry)
+            x, carry = self.layers[position](x, carry, row_start)
         return x, carry
 
 

@@ -4,7 +4,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from megatron_gptx.config.model import ModelConfig
-from megatron_gptx.model.residual import StreamProjection
+from megatron_gptx.model.projection import Projection, StreamProjection
+from megatron_gptx.ops.fused_linear import Activation
 
 
 class FeedForward(nn.Module):
@@ -13,8 +14,10 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         m, f = config.hidden_size, config.ffn_width
-        self.up = nn.Linear(m, f, bias=config.biases)
-        self.activation = nn.ReLU() if config.activation == "relu" else nn.GELU()
+        # GELU comes with the projection, where kernels compute it on the way.
+        activation: Activation = "gelu" if config.activation == "gelu" else None
+        self.up = Projection(m, f, bias=config.biases, activation=activation)
+        self.activation = nn.ReLU() if config.activation == "relu" else nn.Identity()
         self.down = StreamProjection(f, m, bias=config.biases)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,8 +34,8 @@ class SwiGLU(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         m, f = config.hidden_size, config.ffn_width
-        self.gate = nn.Linear(m, f, bias=config.biases)
-        self.up = nn.Linear(m, f, bias=config.biases)
+        self.gate = Projection(m, f, bias=config.biases)
+        self.up = Projection(m, f, bias=config.biases)
         self.down = StreamProjection(f, m, bias=config.biases)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,15 +5,18 @@ from torch.nn import functional
 
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.model.embedding import Table
+from megatron_gptx.model.projection import Projection
 
 
-class Head(nn.Linear):
+class Head(Projection):
     """The output projection, which never has a bias."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.hidden_size, config.vocab_size, bias=False)
 
-    def forward(self, x: Tensor, carry: None) -> tuple[Tensor, None]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, carry: None, row_start: Tensor | None = None
+    ) -> tuple[Tensor, None]:
         """Map (b, s, m) to logits (b, s, v)."""
         return super().forward(x), None
 
@@ -30,11 +33,15 @@ class TiedHead(nn.Module):
         super().__init__()
         self.tokens = Table(config.vocab_size, config.hidden_size)
 
-    def forward(self, x: Tensor, carry: None) -> tuple[Tensor, None]:
+    def forward(
+        self, x: Tensor, carry: None, row_start: Tensor | None = None
+    ) -> tuple[Tensor, None]:
         """Map (b, s, m) to logits (b, s, v)."""
         return project(self, x, carry)
 
 
-def project(module: nn.Module, x: Tensor, carry: None) -> tuple[Tensor, None]:
+def project(
+    module: nn.Module, x: Tensor, carry: None, row_start: Tensor | None = None
+) -> tuple[Tensor, None]:
     """Run the tied head with the token table of an Embedding or a TiedHead."""
     return functional.linear(x, module.get_parameter("tokens.weight")), None

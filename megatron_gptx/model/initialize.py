@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from megatron_gptx.config.model import ModelConfig
-from megatron_gptx.model.residual import ReZero, StreamProjection
+from megatron_gptx.model.projection import StreamProjection
+from megatron_gptx.model.residual import ReZero
 
 Role = Literal["embedding", "weight", "stream_weight", "bias", "norm", "gate"]
 

@@ -2,11 +2,9 @@
 
 from torch import Tensor, nn
 
+from megatron_gptx.config.batch import IGNORE
 from megatron_gptx.config.ops import Backend
 from megatron_gptx.ops.cross_entropy import cross_entropy
-
-# The label of a position that does not count; the ignore_index that PyTorch defaults to.
-IGNORE = -100
 
 
 class TokenLoss(nn.Module):

@@ -12,6 +12,8 @@ class FinalNorm(LayerNorm):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.hidden_size)
 
-    def forward(self, x: Tensor, carry: Tensor | None) -> tuple[Tensor, None]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, carry: Tensor | None, row_start: Tensor | None = None
+    ) -> tuple[Tensor, None]:
         """Map (b, s, m) to normalised (b, s, m); the carry ends here."""
         return super().forward(x), None

@@ -1,6 +1,7 @@
 """The layer list as a DeepSpeed pipeline: this rank builds and runs the layers of its stage."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -48,7 +49,9 @@ class GPTXPipeline(PipelineModule):
     """One stage of a GPT-X model.
 
     Between stages travels one tensor, since DeepSpeed would run backward once per tensor: the
-    activations (b, s, m), followed in the last dimension by the carry where there is one.
+    activations (b, s, m), followed in the last dimension by the carry where there is one. Where
+    documents begin does not travel: every stage's process reads the same batch, so its engine says
+    it with `begin_batch`.
     """
 
     def __init__(
@@ -83,6 +86,11 @@ class GPTXPipeline(PipelineModule):
             seed=seed,
             checkpoint_group=checkpoint_group,
         )
+        self._row_starts: Iterator[Tensor | None] = itertools.repeat(None)
+
+    def begin_batch(self, row_starts: Iterable[Tensor | None]) -> None:
+        """Take the (b, s) row_start of each micro-batch whose forward pass comes next, in order."""
+        self._row_starts = iter(row_starts)
 
     def local_layers(self) -> dict[int, nn.Module]:
         """Return this stage's layers by position; a tied head owns nothing and is left out."""
@@ -107,7 +115,9 @@ class GPTXPipeline(PipelineModule):
         else:
             dtype = next(self.parameters()).dtype
             x, carry = unpack(inputs, self.hidden_size, self.num_heads, dtype)
-        x, carry = self.runner.run(x, carry, training=self.training)
+        # Every schedule of DeepSpeed's runs forward passes in the order of the micro-batches.
+        row_start = next(self._row_starts)
+        x, carry = self.runner.run(x, carry, row_start, training=self.training)
         return x if carry is None else pack(x, carry)
 
     def _partition_layers(self, method: str = "uniform") -> None:

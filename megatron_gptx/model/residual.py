@@ -1,7 +1,8 @@
 """How a branch joins the residual stream.
 
-A block computes `x = add(x, branch(add.branch_input(x)))` for each of its branches; a strategy
-decides what the branch reads and how its output is added. Each drops elements of the branch.
+A block computes `x = add(x, branch(add.branch_input(x)), scale)` for each of its branches; a
+strategy decides what the branch reads and how its output is added. Each drops elements of the
+branch.
 """
 
 import torch
@@ -26,9 +27,9 @@ class ReZero(nn.Module):
         """Return what the branch reads: x itself."""
         return x
 
-    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
-        """Return the sum, (b, s, m), of a stream and a branch of that shape."""
-        return torch.addcmul(x, self.gate, self.dropout(branch))
+    def forward(self, x: Tensor, branch: Tensor, scale: float = 1) -> Tensor:
+        """Return the sum, (b, s, m), of a stream and the multiple of a branch of that shape."""
+        return torch.addcmul(x, self.gate, self.dropout(branch), value=scale)
 
 
 class PreNorm(nn.Module):
@@ -46,9 +47,9 @@ class PreNorm(nn.Module):
         """Return what the branch reads: x normalised."""
         return self.norm(x)
 
-    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
-        """Return the sum, (b, s, m), of a stream and a branch of that shape."""
-        return x + self.dropout(branch)
+    def forward(self, x: Tensor, branch: Tensor, scale: float = 1) -> Tensor:
+        """Return the sum, (b, s, m), of a stream and the multiple of a branch of that shape."""
+        return x.add(self.dropout(branch), alpha=scale)
 
 
 class PostNorm(nn.Module):
@@ -66,13 +67,9 @@ class PostNorm(nn.Module):
         """Return what the branch reads: x itself."""
         return x
 
-    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
-        """Return the normalised sum, (b, s, m), of a stream and a branch of that shape."""
-        return self.norm(x + self.dropout(branch))
-
-
-class StreamProjection(nn.Linear):
-    """A branch's last projection, whose output joins the stream and is initialised for that."""
+    def forward(self, x: Tensor, branch: Tensor, scale: float = 1) -> Tensor:
+        """Return the normalised sum, (b, s, m), of a stream and the multiple of such a branch."""
+        return self.norm(x.add(self.dropout(branch), alpha=scale))
 
 
 def make_residual(config: ModelConfig) -> ReZero | PreNorm | PostNorm:

@@ -45,10 +45,19 @@ class GPTXSequential(nn.Module):
             if not isinstance(layer, TiedHead)
         }
 
-    def forward(self, tokens: Tensor, labels: Tensor, num_tokens: Tensor) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        num_tokens: Tensor,
+        row_start: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss of (b, s) token ids, as `TokenLoss` defines it."""
-        return self.loss(self.logits(tokens), (labels, num_tokens))
+        return self.loss(self.logits(tokens, row_start), (labels, num_tokens))
 
-    def logits(self, tokens: Tensor) -> Tensor:
-        """Map token ids (b, s) to logits (b, s, v)."""
-        return self.runner.run(tokens, None, training=self.training)[0]
+    def logits(self, tokens: Tensor, row_start: Tensor | None = None) -> Tensor:
+        """Map token ids (b, s) to logits (b, s, v).
+
+        `row_start` (b, s) int32 is the first token that each one sees; None for the first of all.
+        """
+        return self.runner.run(tokens, None, row_start, training=self.training)[0]

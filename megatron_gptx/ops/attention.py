@@ -15,11 +15,12 @@ from torch.nn import functional
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.ops import Backend
 from megatron_gptx.ops import library
+from megatron_gptx.ops.composed_attention import composed_attention
 from megatron_gptx.ops.dropout import draw_seed, survival
 from megatron_gptx.ops.fused_attention import fused_attention
 from megatron_gptx.ops.sight import key_offset, unseen
 from megatron_gptx.ops.sparse_attention import sparse_attention
-from megatron_gptx.ops.topk_softmax import keep_best
+from megatron_gptx.ops.topk_softmax import MOST_CUDA_KEYS, keep_best
 
 
 def attention(
@@ -71,11 +72,12 @@ def attention(
     arXiv:2108.12409.
     """
     if backend != "reference":
-        reason = unsupported(q.device.type, q.dtype, top_k=top_k)
+        reason = unsupported(q.device.type, q.dtype, top_k=top_k, num_keys=k.shape[-2])
         if reason is None and not library.loaded():
             reason = "its kernels are not loaded"
         if reason is None and top_k is not None:
-            return fused_attention(
+            form = composed_attention if q.is_cuda else fused_attention
+            return form(
                 q,
                 k,
                 v,
@@ -117,15 +119,22 @@ def attention(
     )
 
 
-def unsupported(device_type: str, dtype: torch.dtype, *, top_k: int | None) -> str | None:
-    """Return why the kernels cannot attend over such a q, or None where they can, once loaded."""
-    if device_type != "cpu":
+def unsupported(
+    device_type: str, dtype: torch.dtype, *, top_k: int | None, num_keys: int
+) -> str | None:
+    """Return why the kernels cannot attend over such a q, or None where they can, once loaded.
+
+    Whether they were compiled for a GPU is known when they are loaded.
+    """
+    if device_type not in ("cpu", "cuda"):
         return f"there is no kernel for the device type {device_type}"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"the kernels take float32, bfloat16 and float16, not {dtype}"
     if top_k is None:
         return "without top_k, attention is dense and PyTorch's"
-    return None
+    if device_type == "cuda" and num_keys > MOST_CUDA_KEYS:
+        return f"the CUDA kernel takes up to {MOST_CUDA_KEYS} keys, not {num_keys}"
+    return library.unusable_on(torch.device(device_type)) if library.loaded() else None
 
 
 def attention_reference(

@@ -1,5 +1,6 @@
 """Compiling the kernels in csrc/ for this machine: once, whoever asks first.
 
+The CUDA half, the .cu files, is left out where there is no CUDA compiler or no reason for it.
 `python -m megatron_gptx.ops.build` does so ahead of time. The result lies in TORCH_EXTENSIONS_DIR,
 or else in ~/.cache/megatron_gptx, in a folder named after everything that it depends on.
 """
@@ -8,17 +9,21 @@ import fcntl
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
 import torch
 
+from megatron_gptx.ops import cuda_build
+from megatron_gptx.ops.cuda_build import CudaBuildError
+
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
 # No a * b + c in one rounding unless a kernel asks for it: a score must not depend on the compiler.
 COMPILER_FLAGS = ("-O3", "-ffp-contract=off", "-fopenmp")
 LINKER_FLAGS = ("-fopenmp",)
+COMPILED = (".cpp", ".cu")
 
 
 class BuildError(Exception):
@@ -32,15 +37,21 @@ def ensure_built(say: Callable[[str], object], *, sources: Path = SOURCES) -> Pa
 
     Args:
         say: takes a line before something that lasts.
-        sources: folder of the C++ files, every one of which is compiled.
+        sources: folder of the C++ and CUDA files, every one of which is compiled.
 
     Raises:
         BuildError: there is nothing to compile, or no way to.
     """
-    files = sorted(path for path in sources.rglob("*") if path.suffix in (".cpp", ".h"))
+    files = sorted(path for path in sources.rglob("*") if path.suffix in (*COMPILED, ".h", ".cuh"))
     if not files:
         raise BuildError(f"there are no kernel sources in {sources}")
-    folder = _cache() / f"gptx_{_fingerprint(sources, files)}"
+    try:
+        wanted = cuda_build.wanted_architectures()
+    except CudaBuildError as error:
+        raise BuildError(str(error)) from error
+    compiler = cuda_build.find_compiler() if wanted else None
+    half = (str(compiler), *wanted) if compiler else ()
+    folder = _cache() / f"gptx_{_fingerprint(sources, files, half)}"
     library, done = folder / f"{folder.name}.so", folder / "done"
     if done.exists():
         return library
@@ -49,7 +60,10 @@ def ensure_built(say: Callable[[str], object], *, sources: Path = SOURCES) -> Pa
             if not done.exists():
                 folder.mkdir(exist_ok=True)
                 say(f"building the kernels in {folder}: about a minute, once")
-                _compile([path for path in files if path.suffix == ".cpp"], folder)
+                if wanted and not compiler:
+                    say("building for the CPU only: no nvcc in CUDA_HOME, nor on the PATH")
+                linked = _compile_cuda(compiler, wanted, files, folder, say) if compiler else []
+                _compile([path for path in files if path.suffix == ".cpp"], folder, linked)
                 done.touch()
     except OSError as error:
         raise BuildError(f"{folder} cannot be written: {error}") from error
@@ -61,10 +75,12 @@ def _cache() -> Path:
     return Path(chosen) if chosen else Path.home() / ".cache" / "megatron_gptx"
 
 
-def _fingerprint(sources: Path, files: list[Path]) -> str:
-    """Return a name for the sources, their flags, and the torch and the machine they are for."""
+def _fingerprint(sources: Path, files: list[Path], half: tuple[str, ...]) -> str:
+    """Return a name for the sources, their flags, and the torch and the machines they are for."""
     digest = sha256()
-    for part in (torch.__version__, platform.machine(), *COMPILER_FLAGS, *LINKER_FLAGS):
+    if half:
+        half = (*half, *cuda_build.COMPILER_FLAGS)
+    for part in (torch.__version__, platform.machine(), *COMPILER_FLAGS, *LINKER_FLAGS, *half):
         digest.update(f"{part}\0".encode())
     for path in files:
         digest.update(f"{path.relative_to(sources).as_posix()}\0".encode())
@@ -85,7 +101,22 @@ def _exclusive(path: Path, say: Callable[[str], object]) -> Iterator[None]:
         yield
 
 
-def _compile(sources: list[Path], folder: Path) -> None:
+def _compile_cuda(
+    compiler: Path,
+    architectures: Sequence[str],
+    files: list[Path],
+    folder: Path,
+    say: Callable[[str], object],
+) -> list[str]:
+    """Compile the CUDA half; return what links it."""
+    sources = [path for path in files if path.suffix == ".cu"]
+    try:
+        return cuda_build.compile_objects(compiler, sources, architectures, folder, say)
+    except CudaBuildError as error:
+        raise BuildError(_first_error(str(error))) from error
+
+
+def _compile(sources: list[Path], folder: Path, linked: list[str]) -> None:
     try:
         # Takes a second, which only a build is worth.
         from torch.utils import cpp_extension
@@ -99,7 +130,7 @@ def _compile(sources: list[Path], folder: Path) -> None:
                 folder.name,
                 [str(path) for path in sources],
                 extra_cflags=list(COMPILER_FLAGS),
-                extra_ldflags=list(LINKER_FLAGS),
+                extra_ldflags=[*linked, *LINKER_FLAGS],
                 build_directory=str(folder),
                 is_python_module=False,
             )
@@ -121,7 +152,8 @@ def _scripts_on_path() -> Iterator[None]:
 def _first_error(output: str) -> str:
     """Return the line of a failed build that says what is wrong."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    named = [line for line in lines if "error:" in line or "not found" in line]
+    signs = ("error:", "not found", "fatal")
+    named = [line for line in lines if any(sign in line for sign in signs)]
     return f"the build failed: {(named or lines or ['no output'])[0]}"
 
 

@@ -8,8 +8,14 @@ from collections.abc import Callable
 
 import torch
 
-from megatron_gptx.ops import fused_attention, fused_cross_entropy, fused_topk_softmax
+from megatron_gptx.ops import (
+    fused_attention,
+    fused_cross_entropy,
+    fused_linear,
+    fused_topk_softmax,
+)
 from megatron_gptx.ops.build import BuildError, ensure_built
+from megatron_gptx.ops.cuda_build import serves
 
 
 def load(say: Callable[[str], object]) -> str | None:
@@ -32,9 +38,32 @@ def load(say: Callable[[str], object]) -> str | None:
     fused_attention.register()
     fused_topk_softmax.register()
     fused_cross_entropy.register()
+    fused_linear.register()
     return None
 
 
 def loaded() -> bool:
     """Tell whether `load` has succeeded in this process."""
     return hasattr(torch.ops.gptx, "topk_attention")
+
+
+def unusable_on(device: torch.device) -> str | None:
+    """Return why the loaded kernels cannot run on a device, or None where they can."""
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda":
+        return f"there is no kernel for the device type {device.type}"
+    built: list[str] = torch.ops.gptx.cuda_architectures()
+    if not built:
+        return (
+            "the kernels have no CUDA half: it is built where there is nvcc, and a visible GPU or "
+            "TORCH_CUDA_ARCH_LIST"
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if not serves(built, capability):
+        name, needed = torch.cuda.get_device_name(device), "{}.{}".format(*capability)
+        return (
+            f"the CUDA kernels were compiled for {', '.join(built)}, and {name} needs {needed}; "
+            f"build them with TORCH_CUDA_ARCH_LIST={needed}"
+        )
+    return None

@@ -27,3 +27,12 @@ def key_offset(s: int, t: int, dtype: torch.dtype, device: torch.device) -> Tens
     """Return (s, t) offsets j - i, in tokens: positive for keys in a query's future."""
     keys = torch.arange(t, device=device, dtype=dtype)
     return keys - keys[t - s :, None]
+
+
+def clear_unseen(pairs: Tensor, row_start: Tensor | None) -> None:
+    """Set the entries of (b, h, s, t) whose keys a query does not see to 0."""
+    s, t = pairs.shape[-2:]
+    if row_start is None:
+        pairs.tril_(t - s)
+    else:
+        pairs.masked_fill_(unseen(s, t, row_start, pairs.device), 0)

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from megatron_gptx.ops.dropout import draw_seed, survival
-from megatron_gptx.ops.sight import key_offset, unseen
+from megatron_gptx.ops.sight import clear_unseen, key_offset, unseen
 
 
 def sparse_attention(
@@ -65,7 +65,7 @@ class _SparseAttention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, row_start, kept, weights)
         ctx.dropout = dropout_p, seed
         if return_scores:
-            _clear_unseen(scores, row_start)
+            clear_unseen(scores, row_start)
         return _sum_of_kept(v, kept, used), scores if return_scores else None
 
     @staticmethod
@@ -88,7 +88,7 @@ class _SparseAttention(torch.autograd.Function):
         if grad_scores is None:
             pairs.zero_()
         else:
-            _clear_unseen(pairs.copy_(grad_scores), row_start)
+            clear_unseen(pairs.copy_(grad_scores), row_start)
         pairs.scatter_add_(-1, kept, grad_kept)
         scale = q.shape[-1] ** -0.5
         grad_q = (pairs @ k.to(wide)).mul_(scale)
@@ -120,15 +120,6 @@ def _penalise(scores: Tensor, slopes: Tensor | None, *, in_place: bool) -> Tenso
     )
     out = scores if in_place else None
     return torch.addcmul(scores, slope.view(-1, 1, 1), offset, out=out)
-
-
-def _clear_unseen(pairs: Tensor, row_start: Tensor | None) -> None:
-    """Set the entries of keys that a query does not see to 0."""
-    s, t = pairs.shape[-2:]
-    if row_start is None:
-        pairs.tril_(t - s)
-    else:
-        pairs.masked_fill_(unseen(s, t, row_start, pairs.device), 0)
 
 
 def _select(z: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,9 @@ from megatron_gptx.ops import library
 from megatron_gptx.ops.dropout import survival
 from megatron_gptx.ops.sight import key_offset, unseen
 
+# kMostKeys of csrc/cuda/topk_softmax_launch.h
+MOST_CUDA_KEYS = 16384
+
 
 def topk_softmax(
     scores: Tensor,
@@ -63,8 +66,10 @@ def unsupported(scores: Tensor) -> str | None:
     """Return why the kernel cannot take these scores, or None where it can."""
     if not library.loaded():
         return "its kernels are not loaded"
-    if scores.device.type != "cpu":
-        return f"there is no kernel for the device type {scores.device.type}"
+    if reason := library.unusable_on(scores.device):
+        return reason
+    if scores.is_cuda and scores.shape[-1] > MOST_CUDA_KEYS:
+        return f"the CUDA kernel takes up to {MOST_CUDA_KEYS} keys, not {scores.shape[-1]}"
     if scores.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"the kernels take float32, bfloat16 and float16, not {scores.dtype}"
     return None

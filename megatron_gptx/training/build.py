@@ -81,6 +81,7 @@ def _choose_backend(
         config.model.attention,
         config.ops.backend,
         device_type=process.device.type,
+        num_keys=config.model.seq_length,
         say=say,
     )
 

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_gptx.config.batch import IGNORE
 from megatron_gptx.data.loader import MicroBatch
-from megatron_gptx.model.loss import IGNORE
 
 
 class StepResult(NamedTuple):
@@ -46,22 +46,31 @@ class PipelineRun:
         """Update the weights once from this replica's micro-batches."""
         set_learning_rate(self.deepspeed.optimizer, lr)
         self.deepspeed.module.runner.begin_step(step, self.replica)
+        self._begin(batch)
         loss = self.deepspeed.train_batch(data_iter=self._items(batch)[0])
         return _result(self.deepspeed, loss)
 
     def evaluate(self, batch: Sequence[MicroBatch]) -> tuple[float, int]:
         """Return the mean loss over all replicas' labels, and how many labels those are."""
+        self._begin(batch)
         items, num_labels = self._items(batch)
         # A 0-d tensor on the last stage, shape (1,) on the others.
         loss = self.deepspeed.eval_batch(items, num_micro_batches=len(batch))
         return loss.reshape(()).item(), int(num_labels.item())
+
+    def _begin(self, batch: Sequence[MicroBatch]) -> None:
+        starts = (micro_batch.row_start for micro_batch in batch)
+        device = self.deepspeed.device
+        self.deepspeed.module.begin_batch(
+            [None if start is None else start.to(device) for start in starts]
+        )
 
     def _items(
         self, batch: Sequence[MicroBatch]
     ) -> tuple[Iterator[tuple[Tensor, tuple[Tensor, Tensor]]], Tensor]:
         num_labels = count_labels(batch, self.replica_group, self.deepspeed.device)
         share = labels_per_micro_batch(num_labels, len(batch) * self.replicas)
-        return iter([(tokens, (labels, share)) for tokens, labels in batch]), num_labels
+        return iter([(one.tokens, (one.labels, share)) for one in batch]), num_labels
 
 
 class SequentialRun:
@@ -97,8 +106,10 @@ class SequentialRun:
         return labels_per_micro_batch(num_labels, len(batch) * self.replicas), num_labels
 
     def _loss(self, micro_batch: MicroBatch, share: Tensor) -> Tensor:
-        tokens, labels = (part.to(self.deepspeed.device) for part in micro_batch)
-        return self.deepspeed(tokens, labels, share)
+        tokens, labels, row_start = (
+            None if part is None else part.to(self.deepspeed.device) for part in micro_batch
+        )
+        return self.deepspeed(tokens, labels, share, row_start)
 
     def _mean(self, loss: Tensor) -> Tensor:
         dist.all_reduce(loss)
@@ -110,7 +121,7 @@ def count_labels(
 ) -> Tensor:
     """Return how many labels count in this step over all replicas, a scalar on `device`."""
     num_labels = torch.tensor(
-        sum(int((labels != IGNORE).sum()) for _, labels in batch), device=device
+        sum(int((one.labels != IGNORE).sum()) for one in batch), device=device
     )
     dist.all_reduce(num_labels, group=replicas)
     return num_labels

@@ -19,6 +19,7 @@ class Monitor:
         self.visible = visible
         self.live = visible and console.isatty()
         self.ends: deque[tuple[float, int]] = deque(maxlen=WINDOW + 1)
+        self.waited_seconds = self.step_seconds = 0.0
         self.shown_at = 0.0
         self.unfinished_line = False
 
@@ -30,9 +31,19 @@ class Monitor:
     def step(self, state: TrainingState) -> tuple[float, float]:
         """Note the end of a step and return (tokens per second, seconds per step)."""
         self.ends.append((time.monotonic(), state.tokens))
+        self.step_seconds += self.ends[-1][0] - self.ends[-2][0]
         (started_at, tokens_before), (ended_at, tokens_after) = self.ends[0], self.ends[-1]
         seconds = max(ended_at - started_at, 1e-9)
         return (tokens_after - tokens_before) / seconds, seconds / (len(self.ends) - 1)
+
+    def wait(self, seconds: float) -> None:
+        """Note how long a step waited for its data."""
+        self.waited_seconds += seconds
+
+    @property
+    def waiting(self) -> float:
+        """The share of all steps' time that they waited for data."""
+        return self.waited_seconds / max(self.step_seconds, 1e-9)
 
     def show(self, state: TrainingState, loss: float, speed: float, step_seconds: float) -> None:
         """Draw the progress line."""

@@ -1,14 +1,15 @@
 """A training run, from a configuration to its last checkpoint."""
 
 import argparse
+import time
 from pathlib import Path
 
 from megatron_gptx.checkpoint.load import resume
 from megatron_gptx.checkpoint.save import save
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.yaml_writer import dump
+from megatron_gptx.data.blend import BlendedDataset, table
 from megatron_gptx.data.build import build_datasets
-from megatron_gptx.data.gpt_dataset import GPTDataset
 from megatron_gptx.data.loader import StepLoader
 from megatron_gptx.distributed.process import Process, run_worker
 from megatron_gptx.launcher.command import decode
@@ -41,11 +42,13 @@ def run_rank(packed: str) -> None:
 def pretrain(config: Config, process: Process) -> None:
     """Train from the newest checkpoint, or from initial weights, to the last step."""
     leader = process.rank == 0
-    monitor = Monitor(process.console, total_steps=config.training.steps, visible=leader)
+    steps = config.training.steps
+    assert steps is not None, "the launcher turns epochs into steps"
+    monitor = Monitor(process.console, total_steps=steps, visible=leader)
     engine = build_engine(config, process, say=monitor.say)
     state = TrainingState(**(resume(engine.deepspeed, config=config, say=monitor.say) or {}))
-    if state.step >= config.training.steps:
-        monitor.say(f"finished: step {state.step} of {config.training.steps} is saved")
+    if state.step >= steps:
+        monitor.say(f"finished: step {state.step} of {steps} is saved")
         return
     if state.step:
         monitor.say(f"resumed at step {state.step}")
@@ -54,16 +57,23 @@ def pretrain(config: Config, process: Process) -> None:
     data = build_datasets(
         config.data, seq_length=config.model.seq_length, seed=config.training.seed
     )
+    total_samples = steps * config.batch.global_size
+    monitor.say(table(data.train.shares(total_samples), f"data of {steps:,} steps"))
     valid = _loader(config, data.valid, engine) if data.valid else None
     writers = open_writers(config, resumed_step=state.step) if leader else []
 
     with _loader(config, data.train, engine) as train:
         monitor.start(state)
-        for batch in train.steps(state.samples):
+        batches = train.steps(state.samples)
+        while True:
+            waiting_since = time.perf_counter()
+            batch = next(batches)
+            data_seconds = time.perf_counter() - waiting_since
+            monitor.wait(data_seconds)
             lr = learning_rate(
                 state.step,
                 peak=config.optimizer.lr,
-                steps=config.training.steps,
+                steps=steps,
                 schedule=config.schedule,
             )
             result = engine.train_step(batch, step=state.step, lr=lr)
@@ -79,8 +89,10 @@ def pretrain(config: Config, process: Process) -> None:
                 "lr": lr,
                 "grad_norm": result.grad_norm,
                 "tokens_per_second": round(speed, 1),
+                "data_seconds": round(data_seconds, 6),
+                **_achieved(data.train, state.samples),
             }
-            last = state.step == config.training.steps
+            last = state.step == steps
             if valid and (last or due(state.step, config.evaluation.interval)):
                 row["valid_loss"] = evaluate(engine, valid, config.evaluation.batches)
                 monitor.say(f"step {state.step}: validation loss {row['valid_loss']:.4f}")
@@ -97,12 +109,26 @@ def pretrain(config: Config, process: Process) -> None:
                 monitor.say(f"step {state.step}: saved {path}")
                 monitor.start(state)
             if last:
+                monitor.say(table(data.train.shares(state.samples), "data seen"))
+                monitor.say(f"waited for data: {monitor.waiting:.3%} of the steps' time")
                 break
     for writer in writers:
         writer.close()
 
 
-def _loader(config: Config, data: GPTDataset, engine: Engine) -> StepLoader:
+def _achieved(data: BlendedDataset, samples: int) -> dict[str, float]:
+    """Return how far each training dataset is, in tokens and epochs."""
+    shares = data.shares(samples)
+    if len(shares) == 1:
+        return {"epochs": shares[0].epochs}
+    return {
+        f"{name}/{share.prefix}": value
+        for share in shares
+        for name, value in (("tokens", share.tokens), ("epochs", share.epochs))
+    }
+
+
+def _loader(config: Config, data: BlendedDataset, engine: Engine) -> StepLoader:
     return StepLoader(
         data,
         config.batch,

@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from megatron_gptx.checkpoint.layout import Checkpoint, CheckpointError, checksum, newest
-from megatron_gptx.checkpoint.load import check_layout, check_model, load_layers
+from megatron_gptx.checkpoint.load import (
+    changed_options,
+    check_layout,
+    check_model,
+    load_layers,
+)
 from megatron_gptx.checkpoint.save import layout_of
 from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.config.schema import Config
@@ -230,6 +235,16 @@ def test_another_model_is_refused_with_all_differences(trained, corpus, tmp_path
         "  model.attention.top_k: 8 in the checkpoint, None in the configuration",
         "  model.hidden_size: 32 in the checkpoint, 64 in the configuration",
     ]
+
+
+def test_a_changed_blend_is_named_whatever_its_paths(corpus, tmp_path):
+    saved, wanted = (
+        tiny_config(corpus, tmp_path, data__train={"v1.0/code": weight, "../text": 1.0})
+        for weight in (1.0, 2.0)
+    )
+    checkpoint = Checkpoint(tmp_path, {"config": saved.model_dump()})
+    assert changed_options(checkpoint, saved) == []
+    assert changed_options(checkpoint, wanted) == ["data.train.v1.0/code 1.0 -> 2.0"]
 
 
 def test_another_layout_is_refused_with_both_named(corpus, tmp_path):

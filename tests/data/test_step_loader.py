@@ -4,12 +4,13 @@ import gc
 import itertools
 import threading
 
+import numpy as np
 import pytest
 import torch
 
 from megatron_gptx.config.batch import Batch
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.gpt_dataset import GPTDataset
+from megatron_gptx.data.gpt_dataset import GPTDataset, Shaping
 from megatron_gptx.data.loader import StepLoader
 
 GLOBAL = 12
@@ -42,19 +43,22 @@ def threads():
 
 def test_labels_are_the_tokens_that_follow(samples):
     (step,) = take(make_loader(samples), 1)
-    for tokens, labels in step:
+    for tokens, labels, row_start in step:
+        assert row_start is None
         assert tokens.shape == labels.shape == (2, 8)
         assert tokens.dtype == labels.dtype == torch.int64
         assert tokens.is_contiguous()
         assert labels.is_contiguous()
         assert torch.equal(tokens[:, 1:], labels[:, :-1])
-    expected = torch.from_numpy(samples[0])
-    assert torch.equal(step[0].tokens[0], expected[:-1])
-    assert torch.equal(step[0].labels[0], expected[1:])
+    expected = samples.read_samples([0])
+    assert torch.equal(step[0].tokens[:1], torch.from_numpy(expected.tokens))
+    assert torch.equal(step[0].labels[:1], torch.from_numpy(expected.labels))
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
-@pytest.mark.parametrize(("replicas", "micro"), [(1, 1), (1, 4), (2, 2), (3, 2), (2, 1), (6, 2)])
+@pytest.mark.parametrize(
+    ("replicas", "micro"), [(1, 1), (1, 4), (2, 2), (3, 2), (2, 1), (4, 1), (4, 3)]
+)
 def test_every_layout_shows_the_same_global_order(samples, replicas, micro, prefetch):
     shares = [
         take(make_loader(samples, replica=r, replicas=replicas, micro=micro, prefetch=prefetch), 8)
@@ -64,7 +68,7 @@ def test_every_layout_shows_the_same_global_order(samples, replicas, micro, pref
         rows = [
             share[step][m].tokens for m in range(GLOBAL // micro // replicas) for share in shares
         ]
-        expected = samples.read_samples(step * GLOBAL, GLOBAL)[:, :-1]
+        expected = samples.read_samples(step * GLOBAL + np.arange(GLOBAL)).tokens
         assert torch.equal(torch.cat(rows), torch.from_numpy(expected))
 
 
@@ -77,12 +81,39 @@ def test_a_later_start_continues_the_same_order(samples):
             assert torch.equal(one.tokens, other.tokens)
 
 
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_a_run_goes_on_with_another_number_of_replicas_where_it_stopped(samples, replicas):
+    def rows(loaders, count, first_sample):
+        steps = [take(loader, count, first_sample=first_sample) for loader in loaders]
+        return [
+            row
+            for step in range(count)
+            for m in range(len(steps[0][step]))
+            for share in steps
+            for row in share[step][m].tokens
+        ]
+
+    batch = [make_loader(samples, replica=r, replicas=replicas, micro=3) for r in range(replicas)]
+    together = rows([make_loader(samples, micro=3)], 6, 0)
+    resumed = rows([make_loader(samples, micro=3)], 2, 0) + rows(batch, 4, 2 * GLOBAL)
+    assert torch.equal(torch.stack(resumed), torch.stack(together))
+
+
+def test_micro_batches_carry_where_documents_begin(make_dataset):
+    dataset = make_dataset([range(i, i + 5) for i in range(0, 500, 5)])
+    samples = GPTDataset(dataset, 8, seed=4, shaping=Shaping(isolate_documents=True))
+    (step,) = take(make_loader(samples, micro=4), 1)
+    for micro_batch, at in zip(step, (0, 4, 8), strict=True):
+        expected = samples.read_samples(at + np.arange(4))
+        for part, rows in zip(micro_batch, expected, strict=True):
+            assert torch.equal(part, torch.from_numpy(rows))
+    assert micro_batch.row_start.dtype == torch.int32
+
+
 def test_reading_ahead_stays_within_its_depth(samples, monkeypatch):
     reads = []
     read = samples.read_samples
-    monkeypatch.setattr(
-        samples, "read_samples", lambda at, count: (reads.append(at), read(at, count))[1]
-    )
+    monkeypatch.setattr(samples, "read_samples", lambda at: (reads.append(int(at[0])), read(at))[1])
     loader = make_loader(samples, micro=12, prefetch=3)
     steps = loader.steps(0)
     next(steps)
@@ -101,7 +132,7 @@ def test_an_id_outside_the_vocabulary_is_named_with_its_file(samples, prefetch):
 
 
 def test_an_error_in_the_thread_is_raised_by_the_step_that_needs_it(samples, monkeypatch):
-    def fail(at, count):
+    def fail(at):
         raise OSError("disk on fire")
 
     loader = make_loader(samples, prefetch=2)

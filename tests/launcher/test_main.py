@@ -1,11 +1,13 @@
 """What a command line of the launcher does."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from megatron_gptx.config.yaml_writer import dump
+from megatron_gptx.data.indexed_dataset import IndexedDataset
 from megatron_gptx.launcher.command import decode
 from megatron_gptx.launcher.main import USAGE, main
 from tests.runs import tiny_config, write_corpus
@@ -81,6 +83,17 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(deepy, root, script):
     assert "2 stages x 1 replica" in shown
     assert started(root) == []
     assert not (root / "run").exists()
+
+
+def test_epochs_reach_the_ranks_as_steps(deepy, root):
+    words = ["--set", "training.steps=null", "--set", "training.epochs=0.5"]
+    _, out, _ = deepy("train.py", "tiny.yml", *words)
+    arguments = json.loads((root / "train.started").read_text())
+    training = decode(arguments[arguments.index("--config") + 1]).training
+    assert training.epochs is None
+    assert f"training.epochs 0.5: {training.steps} steps" in out
+    tokens = IndexedDataset(root / "train").num_tokens
+    assert training.steps == math.ceil(0.5 * math.ceil(tokens / 32) / 8)
 
 
 def test_show_prints_every_option_and_its_source(deepy, root):

@@ -1,6 +1,7 @@
-"""Which implementation of attention and loss a model uses is decided once, and said."""
+"""Which implementation each operation of a model uses is decided once, and said."""
 
 import pytest
+import torch
 from torch import nn
 
 from megatron_gptx.config.errors import UserError
@@ -8,6 +9,7 @@ from megatron_gptx.config.model import AttentionConfig
 from megatron_gptx.model.attention import Attention
 from megatron_gptx.model.backend import choose_backend
 from megatron_gptx.model.loss import TokenLoss
+from megatron_gptx.model.projection import Projection
 from megatron_gptx.ops import library
 from tests.numerics import assert_as_accurate
 
@@ -19,16 +21,20 @@ def kernels() -> None:
         pytest.skip(f"the kernels cannot run here: {reason}")
 
 
-def choose(model: nn.Module, backend: str, *, device="cpu", **attention):
-    """Return the lines that are said, and the backends that attention and loss have then."""
+def choose(model: nn.Module, backend: str, *, device="cpu", top_k=4, keys=64):
+    """Return the lines that are said, and the backends that the operations have then."""
     lines: list[str] = []
-    config = AttentionConfig.model_validate({"top_k": 4, **attention})
-    choose_backend(model, config, backend, device_type=device, say=lines.append)
-    return lines, backends(model, Attention), backends(model, TokenLoss)
+    config = AttentionConfig.model_validate({"top_k": top_k})
+    choose_backend(model, config, backend, device_type=device, num_keys=keys, say=lines.append)
+    return lines, backends(model)
 
 
-def backends(model: nn.Module, kind: type[nn.Module]) -> set[str]:
-    return {module.backend for module in model.modules() if isinstance(module, kind)}
+def backends(model: nn.Module) -> list[str]:
+    """Return what attention, projections and loss use."""
+    return [
+        "".join({module.backend for module in model.modules() if isinstance(module, kind)})
+        for kind in (Attention, Projection, TokenLoss)
+    ]
 
 
 @pytest.fixture
@@ -39,42 +45,56 @@ def model(make_layers) -> nn.Module:
 
 
 def test_a_model_uses_plain_pytorch_until_told_otherwise(model):
-    assert backends(model, Attention) == backends(model, TokenLoss) == {"reference"}
+    assert backends(model) == ["reference"] * 3
 
 
 @pytest.mark.parametrize("backend", ["auto", "fused"])
 def test_kernels_are_used_where_they_run(model, backend, kernels):
-    lines = ["attention: fused kernels", "loss: fused kernels"]
-    assert choose(model, backend) == (lines, {"fused"}, {"fused"})
+    names = ["attention", "projections", "loss"]
+    lines = [f"{name}: fused kernels" for name in names]
+    assert choose(model, backend) == (lines, ["fused"] * 3)
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
         ({"top_k": None}, "without top_k, attention is dense and PyTorch's"),
-        ({"device": "cuda"}, "there is no kernel for the device type cuda"),
+        ({"device": "xpu"}, "there is no kernel for the device type xpu"),
+        ({"device": "cuda", "keys": 16385}, "the CUDA kernel takes up to 16384 keys, not 16385"),
     ],
 )
-def test_a_reason_against_the_kernels_is_said_or_raised(model, options, reason, kernels):
-    lines, attention, _ = choose(model, "auto", **options)
-    assert (lines[0], attention) == (f"attention: plain PyTorch, since {reason}", {"reference"})
+def test_a_reason_against_attention_is_said_or_raised(model, options, reason, kernels):
+    lines, used = choose(model, "auto", **options)
+    assert lines[0] == f"attention: plain PyTorch, since {reason}"
+    assert used[0] == "reference"
     with pytest.raises(UserError, match=f"fused, but .* cannot run: {reason}"):
         choose(model, "fused", **options)
 
 
-def test_the_loss_is_fused_even_where_attention_is_dense(model, kernels):
-    lines, _, loss = choose(model, "auto", top_k=None)
-    assert (lines[1], loss) == ("loss: fused kernels", {"fused"})
+def test_what_has_kernels_uses_them_though_attention_is_dense(model, kernels):
+    assert choose(model, "auto", top_k=None)[1] == ["reference", "fused", "fused"]
+
+
+def test_kernels_without_a_cuda_half_are_said_to_be_so(model, kernels):
+    if torch.ops.gptx.cuda_architectures():
+        pytest.skip("the kernels have their CUDA half")
+    lines, used = choose(model, "auto", device="cuda")
+    assert lines[0].startswith("attention: plain PyTorch, since the kernels have no CUDA half")
+    assert used[0] == "reference"
 
 
 def test_the_reference_is_used_where_it_is_asked_for(model):
-    reason = "plain PyTorch, since ops.backend asks for it"
-    expected = [f"attention: {reason}", f"loss: {reason}"], {"reference"}, {"reference"}
-    assert choose(model, "reference") == expected
+    lines, used = choose(model, "reference")
+    assert {line.partition(": ")[2] for line in lines} == {
+        "plain PyTorch, since ops.backend asks for it"
+    }
+    assert used == ["reference"] * 3
 
 
-def test_a_model_computes_the_same_with_either(make_layers, run, tokens, kernels):
-    layers = nn.ModuleList(make_layers(attention={"top_k": 4, "residual_scores": True}))
+@pytest.mark.parametrize("macaron", [True, False])
+def test_a_model_computes_the_same_with_either(make_layers, run, tokens, macaron, kernels):
+    options = {"attention": {"top_k": 4, "residual_scores": True}, "macaron": macaron}
+    layers = nn.ModuleList(make_layers(**options))
     reference = run(layers, tokens)
     exact = run(layers.double(), tokens)
     choose(layers.float(), "fused")

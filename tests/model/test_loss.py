@@ -3,7 +3,8 @@
 import torch
 from torch.nn.functional import cross_entropy
 
-from megatron_gptx.model.loss import IGNORE, TokenLoss
+from megatron_gptx.config.batch import IGNORE
+from megatron_gptx.model.loss import TokenLoss
 
 GENERATOR_SEED = 0
 B, S, V = 4, 5, 7

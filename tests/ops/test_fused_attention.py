@@ -352,8 +352,8 @@ def test_attention_uses_the_kernels_where_they_can_run():
 )
 def test_kernels_that_cannot_run_are_an_error_only_where_they_are_asked_for(change, reason):
     options = {"dtype": torch.float32, "top_k": 3, **change}
-    assert reason in unsupported("cpu", **options)
-    assert "cuda" in unsupported("cuda", torch.float32, top_k=3)
+    assert reason in unsupported("cpu", **options, num_keys=13)
+    assert "xpu" in unsupported("xpu", torch.float32, top_k=3, num_keys=13)
     q, k, v, _ = random_inputs(dtype=options.pop("dtype"))
     assert attention(q, k, v, **options)[0].shape == q.shape
     with pytest.raises(UserError, match=reason):

@@ -4,37 +4,15 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.ops.topk_softmax import topk_softmax, topk_softmax_reference
 from tests.numerics import assert_all_as_accurate
 from tests.ops.attention_inputs import SLOPES, B, H
+from tests.ops.softmax_inputs import random_scores, results, starts
 
 SHAPES = [(64, 64), (7, 40), (1, 50), (130, 300), (1, 1), (40, 2050)]
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def random_scores(s: int, t: int, dtype: torch.dtype = torch.float32, levels: int = 0) -> Tensor:
-    """Return (b, h, s, t) normal scores, or whole numbers up to a few levels, full of ties."""
-    generator = torch.Generator().manual_seed(s * t)
-    if levels:
-        return torch.randint(-levels, levels + 1, (B, H, s, t), generator=generator).to(dtype)
-    return torch.randn(B, H, s, t, generator=generator).to(dtype).requires_grad_()
-
-
-def starts(s: int, t: int) -> Tensor:
-    """Return (b, s) first visible keys, one of them beyond its query."""
-    rows = torch.stack([torch.arange(t - s, t) // 3, torch.arange(t - s, t).clamp(max=5)]).int()
-    rows[0, s // 2] = t
-    return rows
-
-
-def results(form, scores: Tensor, top_k: int, **options) -> tuple[Tensor, Tensor]:
-    """Return probabilities, and the gradient of a sum over them."""
-    probs = form(scores, top_k, **options)
-    weights = torch.linspace(-1, 1, probs.shape[-1], dtype=torch.float64)
-    return probs, torch.autograd.grad((probs.double().sin() * weights).sum(), scores)[0]
 
 
 OPTIONS = [

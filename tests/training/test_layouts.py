@@ -50,6 +50,26 @@ def test_losses_are_bit_identical_for_every_number_of_stages(
     assert len(split) == 20
 
 
+@pytest.mark.parametrize(("stages", "checkpoint_group"), [(2, 0), (3, 2), (4, 0)])
+def test_isolated_documents_are_bit_identical_for_every_number_of_stages(
+    run, stages, checkpoint_group
+):
+    options = {"data__isolate_documents": True}
+    split = run(
+        **options,
+        parallel__pipeline_stages=stages,
+        training__checkpoint_activations=checkpoint_group,
+    )
+    assert split == run(**options)
+    assert split != run()
+
+
+def test_isolated_documents_are_equal_within_rounding_for_replicas_and_zero_stages(run):
+    options = {"data__isolate_documents": True, "ops__backend": "reference"}
+    for layout in ({"parallel__data_replicas": 2}, {"parallel__zero_stage": 2}):
+        assert run(**options, **layout) == pytest.approx(run(**options), rel=ROUNDING)
+
+
 def test_residual_scores_change_the_loss(run):
     assert run(model__attention__residual_scores=True) != run(
         model__attention__residual_scores=False

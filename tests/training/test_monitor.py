@@ -51,3 +51,16 @@ def test_other_ranks_are_silent():
     monitor.show(TrainingState(step=1), 1.0, 2.0, 3.0)
     monitor.say("saved")
     assert console.getvalue() == ""
+
+
+def test_waiting_is_a_share_of_the_steps_alone(monkeypatch):
+    clock = iter([0.0, 2.0, 10.0, 12.0])
+    monkeypatch.setattr("megatron_gptx.training.monitor.time.monotonic", lambda: next(clock))
+    monitor = Monitor(io.StringIO(), total_steps=2, visible=False)
+    monitor.start(TrainingState())
+    monitor.wait(0.5)
+    monitor.step(TrainingState(step=1))
+    monitor.start(TrainingState(step=1))  # eight seconds of something else
+    monitor.wait(0.1)
+    monitor.step(TrainingState(step=2))
+    assert monitor.waiting == pytest.approx(0.6 / 4)

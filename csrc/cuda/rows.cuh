@@ -1,0 +1,89 @@
+// A row as its threads see it: in chunks of 256 columns, of which a lane holds 8 neighbours.
+#pragma once
+
+#include "../include/philox.h"
+#include "group.cuh"
+#include "topk_softmax_launch.h"
+
+namespace gptx {
+
+constexpr int kLaneColumns = 8;
+constexpr int kChunk = kLanes * kLaneColumns;
+
+// Elements in 16 bytes.
+template <class T>
+constexpr int kPiece = 16 / static_cast<int>(sizeof(typename T::Bits));
+
+template <class T>
+__device__ __forceinline__ bool pieces_are_aligned(const void* data, int num_keys) {
+  return num_keys % kPiece<T> == 0 && reinterpret_cast<uint64_t>(data) % 16 == 0;
+}
+
+// A row of the tensors, and where it stands among the keys.
+struct Place {
+  __device__ Place(const Rows& rows, int64_t row)
+      : row(row),
+        position(rows.num_keys - rows.num_queries + static_cast<int>(row % rows.num_queries)),
+        head(static_cast<int>(row / rows.num_queries % rows.num_heads)),
+        batch(static_cast<int>(row / rows.num_queries / rows.num_heads)) {}
+  int64_t row;
+  int position, head, batch;
+};
+
+// What a weight or its gradient is multiplied by.
+__device__ __forceinline__ float survival(const Rows& rows, const Place& place, int key) {
+  if (rows.drop_below == 0) return 1;
+  const uint32_t word = philox(rows.seed, static_cast<uint32_t>(place.batch),
+                               static_cast<uint32_t>(place.head),
+                               static_cast<uint32_t>(place.position), static_cast<uint32_t>(key));
+  return word < rows.drop_below ? 0 : rows.survivor_factor;
+}
+
+// The row of a thread: kWarps warps of the block each, as many rows as there are such.
+template <int kWarps>
+__device__ __forceinline__ int64_t row_of_thread() {
+  constexpr int kRows = kThreads / (kWarps * kLanes);
+  return static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.x / (kWarps * kLanes);
+}
+
+template <class T, int kWarps>
+__device__ __forceinline__ void clear(typename T::Bits* row, int num_keys, bool aligned,
+                                      const Group<kWarps>& group) {
+  if (aligned) {
+    uint4* pieces = reinterpret_cast<uint4*>(row);
+    for (int p = group.rank(); p < num_keys / kPiece<T>; p += group.kSize) {
+      pieces[p] = make_uint4(0, 0, 0, 0);
+    }
+  } else {
+    for (int j = group.rank(); j < num_keys; j += group.kSize) row[j] = 0;
+  }
+}
+
+template <class T>
+constexpr int kInWord = 4 / static_cast<int>(sizeof(typename T::Bits));
+
+// 8 columns from `first` on, as they lie in memory; some of those after `last` are read as 0.
+template <class T>
+__device__ __forceinline__ void load_columns(const typename T::Bits* row, int first, int last,
+                                             bool aligned, uint32_t* words) {
+  if (aligned) {
+    for (int at = 0; at < kLaneColumns; at += kPiece<T>) {
+      uint4 piece = make_uint4(0, 0, 0, 0);
+      if (first + at <= last) piece = *reinterpret_cast<const uint4*>(row + first + at);
+      uint32_t* to = words + at / kInWord<T>;
+      to[0] = piece.x, to[1] = piece.y, to[2] = piece.z, to[3] = piece.w;
+    }
+  } else {
+    for (int e = 0; e < kLaneColumns; ++e) {
+      const uint32_t bits = first + e <= last ? row[first + e] : 0;
+      words[e / kInWord<T>] = e % kInWord<T> ? words[e / kInWord<T>] | bits << 16 : bits;
+    }
+  }
+}
+
+template <class T>
+__device__ __forceinline__ float column_of(const uint32_t* words, int e) {
+  return T::load(static_cast<typename T::Bits>(words[e / kInWord<T>] >> (e % kInWord<T> * 16)));
+}
+
+}  // namespace gptx

@@ -1,0 +1,72 @@
+"""The fused product with a weight matrix, and what PyTorch must know of its compiled part."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+Activation = Literal["gelu"] | None
+
+
+class FusedLinear(torch.autograd.Function):
+    """Between the two passes lies what the activation is applied to."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: Activation,
+        variant: str = "best",
+    ) -> Tensor:
+        ctx.has_bias, ctx.activation, ctx.variant = bias is not None, activation, variant
+        if activation is None:
+            ctx.save_for_backward(x, weight)
+            return _product(x, weight, bias)
+        if x.dtype == torch.float32:
+            before, rest = _product(x, weight), bias
+        else:  # rounded with the bias in it, which is once
+            before, rest = _product(x, weight, bias).float(), None
+        ctx.save_for_backward(x, weight, before)
+        return torch.ops.gptx.bias_gelu_(before, rest, variant).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *before = ctx.saved_tensors
+        if before:
+            grad = torch.ops.gptx.gelu_backward(
+                grad.float().contiguous(), before[0], ctx.variant
+            ).to(x.dtype)
+        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        return (
+            _product(grad, weight.t()) if needs_x else None,
+            grad.t() @ x if needs_weight else None,
+            grad.sum(0) if needs_bias else None,
+            None,
+            None,
+        )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x @ weight.T + bias."""
+    if x.dtype != torch.float32:  # PyTorch itself takes oneDNN's
+        return functional.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def register() -> None:
+    """Tell PyTorch; once, after the library that defines the ops has been loaded."""
+    torch.library.register_fake("gptx::bias_gelu_", _bias_gelu_shapes)
+    torch.library.register_fake("gptx::gelu_backward", _gelu_backward_shapes)
+
+
+def _bias_gelu_shapes(x: Tensor, bias: Tensor | None, variant: str = "best") -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _gelu_backward_shapes(grad: Tensor, x: Tensor, variant: str = "best") -> Tensor:
+    return x.new_empty(x.shape)

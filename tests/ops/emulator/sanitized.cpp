@@ -1,0 +1,74 @@
+// Runs every kernel over rows of many sizes, on memory of exactly their size. Whatever the sanitizers
+// find ends the program; it also checks that each row is a distribution over the keys it sees.
+#include <cstdio>
+#include <cstdlib>
+
+#include "emulated_launch.h"
+
+namespace {
+
+using namespace gptx;
+
+void require(bool holds, const char* what, const Rows& rows) {
+  if (holds) return;
+  std::fprintf(stderr, "%s: s=%d t=%d width=%d\n", what, rows.num_queries, rows.num_keys, rows.width);
+  std::exit(1);
+}
+
+template <class T>
+void run(Number type, int num_queries, int num_keys, int top_k, int levels, bool documents,
+         std::mt19937& random) {
+  using Bits = typename T::Bits;
+  const int b = 2, h = 1, width = top_k < num_keys ? top_k : num_keys;
+  const Rows rows{int64_t{b} * h * num_queries, h, num_queries, num_keys, width, 1u << 30, 4.0f / 3, 9};
+  const size_t num_pairs = rows.num_rows * num_keys, num_kept = rows.num_rows * width;
+  const auto buffer = [&] { return std::unique_ptr<Bits[]>(new Bits[num_pairs]()); };
+  const auto scores = buffer(), probs = buffer(), grad_probs = buffer(), grad_scores = buffer();
+  const std::unique_ptr<int32_t[]> kept(new int32_t[num_kept]), starts(new int32_t[b * num_queries]);
+  const std::unique_ptr<float[]> weights(new float[num_kept]), slopes(new float[h]{0.01f});
+  for (size_t i = 0; i < num_pairs; ++i) {
+    scores[i] = T::store(levels ? static_cast<float>(random() % levels) : static_cast<float>(random()) * 1e-9f);
+    grad_probs[i] = T::store(static_cast<float>(random() % 100));
+  }
+  for (int i = 0; i < b * num_queries; ++i) starts[i] = static_cast<int>(random() % (num_keys + 1));
+
+  emulate(ForwardArguments{rows, scores.get(), slopes.get(), documents ? starts.get() : nullptr,
+                           probs.get(), kept.get(), weights.get()}, type);
+  emulate(BackwardArguments{rows, grad_probs.get(), kept.get(), weights.get(), grad_scores.get()}, type);
+  for (int64_t row = 0; row < rows.num_rows; ++row) {
+    const int position = num_keys - num_queries + static_cast<int>(row % num_queries);
+    const int start = documents ? starts[row / num_queries * num_queries + row % num_queries] : 0;
+    const int seen = std::max(position - start + 1, 0);
+    float sum = 0;
+    for (int m = 0; m < width; ++m) {
+      const int key = kept[row * width + m];
+      require((key >= 0) == (m < seen), "a row keeps another number of keys", rows);
+      if (key < 0) continue;
+      require(start <= key && key <= position, "a key is kept that is not seen", rows);
+      require(m == 0 || key > kept[row * width + m - 1], "kept keys are out of order", rows);
+      sum += weights[row * width + m];
+    }
+    require(seen == 0 || std::fabs(sum - 1) < 1e-3f, "weights do not add up to one", rows);
+  }
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 random(1);
+  const emulator::Schedule schedules[] = {emulator::Schedule::kAscending, emulator::Schedule::kDescending,
+                                          emulator::Schedule::kShuffled};
+  const int sizes[][2] = {{5, 5}, {3, 37}, {9, 256}, {2, 515}, {3, 1024}, {2, 2047}, {2, 2048},
+                          {2, 2052}, {1, 4097}, {1, 8192}, {1, 16384}};
+  int turn = 0;
+  for (const auto& [num_queries, num_keys] : sizes) {
+    for (const int top_k : {1, 8, 33, 20000}) {
+      const int levels = turn % 2 * 3;
+      schedule = schedules[turn++ % 3];
+      run<Float32>(Number::kFloat32, num_queries, num_keys, top_k, levels, turn % 4 < 2, random);
+      run<BFloat16>(Number::kBFloat16, num_queries, num_keys, top_k, levels, turn % 4 > 2, random);
+      run<Float16>(Number::kFloat16, num_queries, num_keys, top_k, 3 - levels, turn % 4 < 2, random);
+    }
+  }
+  std::puts("nothing found");
+}

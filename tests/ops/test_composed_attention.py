@@ -1,0 +1,146 @@
+"""Attention around the kernel of top-k softmax is the attention that the reference defines.
+
+It is what a GPU runs; here the kernel is the CPU's.
+"""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+
+from megatron_gptx.ops.attention import attention, attention_reference
+from megatron_gptx.ops.composed_attention import composed_attention
+from tests.numerics import assert_all_as_accurate
+from tests.ops.attention_inputs import SLOPES, D, H, T, quantised_inputs, random_inputs, run
+
+pytestmark = pytest.mark.usefixtures("kernels")
+
+
+def composed(*qkv: Tensor, **options) -> tuple[Tensor, Tensor | None]:
+    """Attend, with the defaults of `attention` and the same seed in every call."""
+    torch.manual_seed(3)
+    defaults = {"slopes": None, "top_k": 3, "prev_scores": None, "row_start": None}
+    defaults |= {"dropout_p": 0.0, "return_scores": False}
+    return composed_attention(*qkv, **(defaults | options))
+
+
+def reference(*qkv: Tensor, **options) -> tuple[Tensor, Tensor | None]:
+    """Attend as defined, with the same seed in every call."""
+    torch.manual_seed(3)
+    return attention_reference(*qkv, **options)
+
+
+def starts(s: int, t: int) -> Tensor:
+    """Return (b, s) first visible keys, one of them beyond its query, one far behind the last."""
+    rows = torch.stack([torch.arange(t - s, t) // 3, torch.arange(t - s, t).clamp(max=5)]).int()
+    rows[0, s // 2] = t
+    rows[1, -1] = t - 2
+    return rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("carry", [True, False])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize("documents", [True, False])
+@pytest.mark.parametrize(("s", "top_k"), [(64, 3), (64, 100), (20, 8), (1, 40)])
+def test_it_is_as_accurate_as_the_reference(s, top_k, documents, dropout_p, carry, dtype):
+    inputs = random_inputs(s=s, t=64, d=16, carry=carry, dtype=dtype)
+    widened = [x.detach().double().requires_grad_() for x in inputs]
+    options = {"slopes": SLOPES, "top_k": top_k, "dropout_p": dropout_p}
+    options["row_start"] = starts(s, 64) if documents else None
+    actual, expected = run(composed, inputs, **options), run(reference, inputs, **options)
+    assert [(x.dtype, x.shape) for x in actual] == [(x.dtype, x.shape) for x in expected]
+    assert_all_as_accurate(actual, expected, run(reference, widened, **options))
+
+
+@pytest.mark.parametrize(("slopes", "carry"), list(product([None, SLOPES], [True, False])))
+def test_of_equal_scores_the_most_recent_win(slopes, carry):
+    q, k, _, *prev = (x.detach() for x in quantised_inputs(carry=carry))
+    one_hot = torch.eye(T).expand(*k.shape[:2], -1, -1)
+    options = {"slopes": slopes, "top_k": 3, "prev_scores": prev[0] if carry else None}
+    actual, expected = (form(q, k, one_hot, **options)[0] for form in (composed, reference))
+    assert torch.equal(actual != 0, expected != 0)
+
+
+def test_the_carry_is_that_of_the_reference_and_may_take_its_predecessors_place():
+    q, k, v, prev = (x.detach() for x in quantised_inputs(carry=True))
+    prev = prev.tril()
+    options = {"top_k": 3, "return_scores": True}
+    _, expected = reference(q, k, v, prev_scores=prev, **options)
+    out, carry = composed(q, k, v, prev_scores=prev, **options)
+    assert torch.equal(carry, expected)
+    assert carry.data_ptr() != prev.data_ptr()
+    again, in_place = composed(q, k, v, prev_scores=prev, reuse_scores=True, **options)
+    assert in_place.data_ptr() == prev.data_ptr()
+    assert torch.equal(in_place, expected)
+    assert torch.equal(again, out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_that_share_one_carry_get_the_gradients_of_layers_that_do_not(dtype):
+    def layers(form, inputs: list[Tensor], **options) -> tuple[Tensor, ...]:
+        q, k, v = inputs
+        total, carry = torch.zeros((), dtype=torch.float64), None
+        for layer in range(3):
+            turned = (x.roll(layer, -1) for x in (q, k, v))
+            out, carry = form(
+                *turned,
+                slopes=SLOPES,
+                top_k=3,
+                prev_scores=carry,
+                return_scores=layer < 2,
+                **options,
+            )
+            total = total + out.double().sin().sum()
+        return torch.autograd.grad(total, inputs)
+
+    inputs = random_inputs(s=40, t=40, d=16, carry=False, dtype=dtype)
+    widened = [x.detach().double().requires_grad_() for x in inputs]
+    expected, exact = layers(reference, inputs), layers(reference, widened)
+    for reuse in (False, True):
+        assert_all_as_accurate(layers(composed, inputs, reuse_scores=reuse), expected, exact)
+
+
+def test_no_square_tensor_is_kept_for_the_backward_pass():
+    q, k, v, _ = random_inputs(s=40, t=40, dtype=torch.float32)
+    saved: list[int] = []
+
+    def note(x: Tensor) -> Tensor:
+        saved.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        composed(q, k, v, slopes=SLOPES, top_k=2, return_scores=True)
+    assert max(saved) == max(q.numel(), 2 * H * 40 * 2)
+    assert D < 40
+
+
+def test_attention_on_a_gpu_is_this_one(monkeypatch):
+    monkeypatch.setattr(torch.ops.gptx, "cuda_architectures", lambda: ["9.0"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    called = []
+
+    def note(*qkv: Tensor, **options) -> tuple[Tensor, Tensor | None]:
+        called.append(qkv)
+        return composed_attention(*qkv, **options)
+
+    monkeypatch.setattr("megatron_gptx.ops.attention.composed_attention", note)
+    with FakeTensorMode(), torch.no_grad():
+        q, k, v = torch.empty(3, 2, H, T, D, device="cuda").unbind()
+        slopes = torch.empty(H, device="cuda")
+        options = {"slopes": slopes, "top_k": 3, "return_scores": True, "backend": "fused"}
+        out, carry = attention(q, k, v, **options)
+        again, _ = attention(q, k, v, prev_scores=carry, reuse_scores=True, **options)
+    assert len(called) == 2
+    assert (out.device.type, out.shape, again.shape) == ("cuda", q.shape, q.shape)
+    assert carry.shape == (2, H, T, T)
+
+
+def test_no_queries_attend_to_nothing():
+    q, k, v, _ = random_inputs(s=0, dtype=torch.float32)
+    out, _ = composed(q, k, v, dropout_p=0.1)
+    assert out.shape == q.shape
+    out.sum().backward()
+    assert not k.grad.any()

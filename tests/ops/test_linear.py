@@ -1,0 +1,154 @@
+"""The fused product computes what PyTorch's does, GELU included, and differentiates as it does."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from megatron_gptx.config.errors import UserError
+from megatron_gptx.ops.fused_linear import FusedLinear
+from megatron_gptx.ops.linear import linear, linear_reference, unsupported
+from tests.numerics import assert_all_as_accurate
+
+INF, NAN = float("inf"), float("nan")
+# (n, m, f): widths below a vector's, between two of them, and whole ones.
+SHAPES = [(1, 3, 5), (40, 16, 64), (130, 24, 67)]
+
+
+@pytest.fixture(params=["avx512", "avx2", "scalar"])
+def variant(request, kernels) -> str:
+    """Return one vector width that this CPU has."""
+    if request.param not in torch.ops.gptx.cpu_variants():
+        pytest.skip(f"this CPU has no {request.param}")
+    return request.param
+
+
+def random_inputs(n: int, m: int, f: int, *, dtype=torch.float32, bias=True) -> list:
+    generator = torch.Generator().manual_seed(n * m * f)
+    shapes = [(2, n, m), (f, m), (f,)]
+    tensors = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    return [x.requires_grad_() for x in tensors[: 3 if bias else 2]]
+
+
+def results(form, inputs: list, **options) -> tuple[Tensor, ...]:
+    """Return the output, and the gradients of a sum over it."""
+    y = form(*inputs, **options)
+    weights = torch.linspace(-1, 1, y.shape[-1], dtype=torch.float64)
+    return y, *torch.autograd.grad((y.double().sin() * weights).sum(), inputs)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("activation", [None, "gelu"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_fused_product_is_as_accurate_as_the_reference(shape, bias, activation, dtype):
+    inputs = random_inputs(*shape, dtype=dtype, bias=bias)
+    widened = [x.detach().double().requires_grad_() for x in inputs]
+    actual = results(linear, inputs, activation=activation, backend="fused")
+    expected = results(linear_reference, inputs, activation=activation)
+    assert [(x.dtype, x.shape) for x in actual] == [(x.dtype, x.shape) for x in expected]
+    assert_all_as_accurate(
+        actual, expected, results(linear_reference, widened, activation=activation)
+    )
+
+
+def gelu(x: Tensor, variant: str) -> Tensor:
+    """Return the kernel's activation alone: the product with 1 changes nothing."""
+    return FusedLinear.apply(x, torch.ones(1, 1), None, "gelu", variant)
+
+
+def test_the_activation_is_accurate_everywhere(variant):
+    x = torch.linspace(-15, 15, 6001)[:, None].requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    actual, expected, truth = gelu(x, variant), functional.gelu(x), functional.gelu(exact)
+    pairs = zip((actual, expected, truth), (x, x, exact), strict=True)
+    slopes = [torch.autograd.grad(y.sum(), leaf)[0] for y, leaf in pairs]
+    assert_all_as_accurate([actual, slopes[0]], [expected, slopes[1]], [truth, slopes[2]])
+    # PyTorch loses the small values at the left, where it adds 1 and a number near -1.
+    left = (x.detach() > -5) & (x.detach() < -1)
+    relative = [((y / truth) - 1).abs()[left].max() for y in (actual.double(), expected.double())]
+    assert relative[0] < relative[1]
+
+
+def test_the_bias_is_added_before_the_activation(variant):
+    x, bias = torch.randn(40, 67), torch.randn(67)
+    before = x.clone()
+    out = torch.ops.gptx.bias_gelu_(before, bias, variant)
+    assert torch.equal(before, x + bias)
+    assert torch.equal(out, torch.ops.gptx.bias_gelu_(x + bias, None, variant))
+
+
+def test_what_is_no_number_stays_so_and_infinity_passes(variant):
+    y = gelu(torch.tensor([[NAN], [INF], [-INF], [0.0]]), variant)
+    assert y[0].isnan()
+    assert y[1] == INF
+    assert torch.equal(y[2:], torch.zeros(2, 1))
+
+
+def test_any_number_of_threads_activates_to_the_same_bits(variant):
+    x = torch.randn(257, 1, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y = gelu(x, variant)
+            found.append(torch.cat([y.detach(), *torch.autograd.grad(y.sum(), x)]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_nothing_comes_of_nothing(activation):
+    inputs = random_inputs(0, 3, 5)
+    y, grad_x, *others = results(linear, inputs, activation=activation, backend="fused")
+    assert y.shape == (2, 0, 5)
+    assert grad_x.shape == (2, 0, 3)
+    assert not any(x.any() for x in others)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_a_gradient_that_nobody_needs_is_not_computed():
+    x, weight, bias = (tensor.detach() for tensor in random_inputs(4, 3, 5))
+    weight.requires_grad_()
+    linear(x, weight, bias, activation="gelu", backend="fused").sum().backward()
+    assert x.grad is None
+    assert bias.grad is None
+    assert weight.grad is not None
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(
+    ("x", "bias", "problem"),
+    [
+        (torch.zeros(2, 3, 4), None, r"x must be \(n, f\)"),
+        (torch.zeros(4, 6).T, None, r"x must be \(n, f\) contiguous float32"),
+        (torch.zeros(4, 6), torch.zeros(5), r"bias must be \(6,\) contiguous float32"),
+        (torch.zeros(4, 6), torch.zeros(6).half(), r"bias must be .* got \[6\] Half"),
+    ],
+)
+def test_wrong_arguments_are_named(x, bias, problem):
+    with pytest.raises(RuntimeError, match=problem):
+        torch.ops.gptx.bias_gelu_(x, bias)
+
+
+def test_a_device_without_kernels_is_named():
+    assert unsupported("cuda") == "there is no kernel for the device type cuda"
+
+
+@pytest.mark.usefixtures("kernels")
+def test_the_fused_product_is_an_error_where_it_cannot_run():
+    x = torch.zeros(2, 3, device="meta")
+    with pytest.raises(UserError, match="no kernel for the device type meta; set"):
+        linear(x, torch.zeros(4, 3, device="meta"), backend="fused")
+
+
+@pytest.mark.usefixtures("kernels")
+def test_pytorch_knows_shapes_and_writes_of_the_ops():
+    x = torch.randn(4, 5)
+    torch.library.opcheck(torch.ops.gptx.bias_gelu_.default, (x.clone(), torch.ones(5)))
+    torch.library.opcheck(torch.ops.gptx.gelu_backward.default, (x, x.clone()))
