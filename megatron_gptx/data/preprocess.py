@@ -38,6 +38,7 @@ from megatron_gptx.tokenizer.engine import (
 )
 
 _SAVE_SECONDS = 2.0  # between two states that a run can be resumed at
+_FIRST_PARTS = 32  # where the documents are looked for that the engines are compared with
 _LENGTHS = 1 << 20  # documents joined at once: bounds this process's memory
 
 
@@ -270,7 +271,8 @@ class _Run:
 
     def _first_texts(self, tokenizer: Tokenizer) -> Iterator[str]:
         reading = self._options.reading(tokenizer)
-        for task in self._tasks:
+        # Not all: where no document is any good, that would be found only after reading everything.
+        for task in self._tasks[:_FIRST_PARTS]:
             yield from read_unit(task.unit, Account(), reading)
 
 

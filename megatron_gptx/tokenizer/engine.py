@@ -28,7 +28,7 @@ _DOCUMENT_CHARACTERS = 1024  # of each document compared, so that the comparison
 _SHORT_CHARACTERS = 1000
 _ROWS = 1024
 _MANY = 100_000
-_REMEMBERED_CHARACTERS = 1 << 28  # after which memory would be seen to grow
+_REMEMBERED_CHARACTERS = 1 << 27  # after which memory would be seen to grow
 # First and last code point of what the strings are drawn from; text that is split by classes of
 # characters goes wrong at the borders between them.
 _RANGES = (
