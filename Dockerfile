@@ -9,7 +9,7 @@ FROM ${BASE_IMAGE}
 # Build arguments stay in the image's history: an index address must not carry a password.
 ARG PIP_INDEX_URL=
 ARG PIP_EXTRA_INDEX_URL=
-ARG EXTRAS=gpu
+ARG EXTRAS=gpu,data
 
 ENV VENV=/opt/venv \
     PROJECT=/workspace \

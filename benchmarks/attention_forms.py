@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from x_transformers.attend import Attend
 
-from megatron_gptx.data.manifest import write_aside
+from megatron_gptx.data.files import write_aside
 from megatron_gptx.model.alibi import alibi_slopes
 from megatron_gptx.ops.attention import attention
 

@@ -32,8 +32,8 @@ from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.ops import Backend, OpsConfig
 from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.config.schema import Config
+from megatron_gptx.data.files import write_aside
 from megatron_gptx.data.loader import MicroBatch
-from megatron_gptx.data.manifest import write_aside
 from megatron_gptx.distributed.process import Process, run_worker
 
 Step = list[MicroBatch]

@@ -16,7 +16,7 @@ system() { # the compiler, Python, and what DeepSpeed starts other nodes with
 
 requirements() { # the pinned packages, and the project as an editable install
   [[ -x $VENV/bin/python ]] || python3 -m venv "$VENV"
-  "$VENV/bin/python" -m pip install -c "$PROJECT/constraints.txt" -e "$PROJECT[${EXTRAS:-gpu}]"
+  "$VENV/bin/python" -m pip install -c "$PROJECT/constraints.txt" -e "$PROJECT[${EXTRAS:-gpu,data}]"
 }
 
 apex() { # FusedAdam and the fused layer norm, from a pinned commit

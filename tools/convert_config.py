@@ -17,7 +17,7 @@ from megatron_gptx.config.foreign import read_megatron, read_neox
 from megatron_gptx.config.load import load
 from megatron_gptx.config.translate import Translation, nested, translate
 from megatron_gptx.config.yaml_writer import dump_values
-from megatron_gptx.data.manifest import write_aside
+from megatron_gptx.data.files import write_aside
 from megatron_gptx.tokenizer.build import load_tokenizer
 
 YAML = {".yml", ".yaml", ".json"}

@@ -11,7 +11,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from megatron_gptx.data.manifest import write_aside
+from megatron_gptx.data.files import write_aside
 
 _EVERY = 20
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}

@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""Learn a byte-level BPE vocabulary from raw text, and write it as a tokenizer.json.
+"""Learn a vocabulary from raw text, and write it as a tokenizer.json.
 
-Inputs are those of tools/preprocess_data.py. The same inputs give the same file.
+Inputs are those of tools/preprocess_data.py. The byte-level BPE is for every text, and the same
+inputs give the same file; WordPiece loses white space; the library breaks ties of WordPiece and
+Unigram at random.
 
     tools/train_tokenizer.py corpus.jsonl --vocab-size 22000 --output data/tokenizer.json
+    tools/train_tokenizer.py corpus.jsonl --model wordpiece --vocab-size 22000 --output data/wp.json
 """
 
 import argparse
@@ -13,18 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.manifest import file_sha256, read_manifest, write_aside, write_manifest
+from megatron_gptx.data.files import file_sha256, write_aside
+from megatron_gptx.data.manifest import read_manifest, write_manifest
 from megatron_gptx.data.preprocess import describe_inputs
-from megatron_gptx.data.sources import (
-    DEFAULT_GLOBS,
-    Account,
-    InputFile,
-    divide,
-    find_files,
-    read_unit,
-)
+from megatron_gptx.data.readers import Account, Reading, read_unit
+from megatron_gptx.data.sources import DEFAULT_GLOBS, InputFile, divide, find_files
 from megatron_gptx.tokenizer.build import load_tokenizer
-from megatron_gptx.tokenizer.train import train_byte_level_bpe
+from megatron_gptx.tokenizer.train import train_byte_level_bpe, train_unigram, train_wordpiece
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         made_from = {
             "inputs": describe_inputs(files),
             "options": {
+                "model": args.model,
                 "vocab_size": args.vocab_size,
                 "min_frequency": args.min_frequency,
                 "json_key": args.json_key,
@@ -63,11 +62,14 @@ def _train(args: argparse.Namespace, files: list[InputFile], made_from: dict[str
             "--output or replace it with --overwrite"
         )
     account = Account()
-    content = train_byte_level_bpe(
-        _texts(files, account, args.json_key),
-        vocab_size=args.vocab_size,
-        min_frequency=args.min_frequency,
-    )
+    texts = _texts(files, account, args.json_key)
+    size, frequency = args.vocab_size, args.min_frequency
+    if args.model == "bpe":
+        content = train_byte_level_bpe(texts, vocab_size=size, min_frequency=frequency)
+    elif args.model == "wordpiece":
+        content = train_wordpiece(texts, vocab_size=size, min_frequency=frequency)
+    else:
+        content = train_unigram(texts, vocab_size=size)
     if not account.text_bytes:
         raise UserError(f"no text in {len(files)} file(s): {account.reasons.total()} rejected")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +86,7 @@ def _train(args: argparse.Namespace, files: list[InputFile], made_from: dict[str
 
 def _texts(files: list[InputFile], account: Account, json_key: str) -> Iterator[str]:
     for unit in divide(files):
-        yield from read_unit(unit, account, json_key=json_key)
+        yield from read_unit(unit, account, Reading(json_key))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,12 +107,18 @@ def _parser() -> argparse.ArgumentParser:
         help="which files of a folder to take; repeatable (default: *.jsonl and *.txt)",
     )
     parser.add_argument("--json-key", default="text", help="key of the text (default: text)")
+    parser.add_argument(
+        "--model",
+        choices=("bpe", "wordpiece", "unigram"),
+        default="bpe",
+        help="what to learn (default: bpe, on bytes)",
+    )
     parser.add_argument("--vocab-size", type=int, required=True, help="ids at most")
     parser.add_argument(
         "--min-frequency",
         type=int,
         default=2,
-        help="a pair's occurrences to be merged (default: 2)",
+        help="a pair's occurrences to be merged (default: 2; not for unigram)",
     )
     parser.add_argument("--output", type=Path, required=True, help="tokenizer.json to write")
     parser.add_argument("--overwrite", action="store_true", help="replace another tokenizer")

@@ -7,43 +7,33 @@ gives the layout byte by byte. Nothing of ours is ever added to either file.
 import mmap
 import os
 import struct
-from array import array
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_gptx.config.errors import UserError
-
-MAGIC = b"MMIDIDX\x00\x00"
-VERSION = 1
-# Codes 6 and 7 are floats, and Megatron-LM and GPT-NeoX disagree on which is which.
-DTYPES = {code: np.dtype(name) for code, name in
-          {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}.items()}  # fmt: skip
-CODES = {dtype: code for code, dtype in DTYPES.items()}
-HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents + 1
+from megatron_gptx.data.files import copy_bytes, open_at, sync, sync_folder
+from megatron_gptx.data.mmididx import (
+    CODES,
+    HEADER,
+    MAGIC,
+    VERSION,
+    PathLike,
+    bin_path,
+    check_document_starts,
+    check_pointers,
+    idx_path,
+    missing,
+    read_header,
+)
 
 _LONGEST_SEQUENCE = 2**31 - 1  # lengths are int32; a longer document becomes several sequences
-_CHUNK = 1 << 20  # index entries looked at together: bounds the memory of checking and writing
-
-PathLike = str | os.PathLike[str]
-
-
-def bin_path(prefix: PathLike) -> Path:
-    """Return the path of the token ids; a prefix may itself contain dots."""
-    return Path(f"{os.fspath(prefix)}.bin")
-
-
-def idx_path(prefix: PathLike) -> Path:
-    """Return the path of the index."""
-    return Path(f"{os.fspath(prefix)}.idx")
-
-
-def token_dtype(vocab_size: int) -> np.dtype:
-    """Return the smallest type that all readers share: uint16 below 65,536 ids, else int32."""
-    return np.dtype("<u2") if vocab_size < 65536 else np.dtype("<i4")
+_CHUNK = 1 << 20  # index entries written together: bounds memory
 
 
 class IndexedDataset:
@@ -68,9 +58,9 @@ class IndexedDataset:
         self.prefix = Path(prefix)
         for path in (idx_path(prefix), bin_path(prefix)):
             if not path.is_file():
-                raise UserError(_missing(prefix, path))
+                raise UserError(missing(prefix, path))
         index = _map(idx_path(prefix))
-        self.dtype, self.num_sequences, num_starts = _read_header(idx_path(prefix), index)
+        self.dtype, self.num_sequences, num_starts = read_header(idx_path(prefix), index)
         self.num_documents = num_starts - 1
 
         # The header is 34 bytes, so these views are unaligned: fine to slice, but searchsorted
@@ -83,8 +73,8 @@ class IndexedDataset:
         self.document_starts = np.frombuffer(index, "<i8", num_starts, at)
 
         tokens = _map(bin_path(prefix))
-        _check_document_starts(self)
-        contiguous = _check_pointers(self, len(tokens))
+        check_document_starts(self)
+        contiguous = check_pointers(self, len(tokens))
         self._tokens = np.frombuffer(tokens, self.dtype)
         self._offsets = None if contiguous else _cumulative(self.lengths)
         self.num_tokens = self._tokens.size if contiguous else int(self._offsets[-1])  # type: ignore[index]
@@ -135,6 +125,19 @@ class IndexedDataset:
             start, sequence = end, sequence + 1
         return np.concatenate(pieces) if pieces else self._tokens[:0]
 
+    @property
+    def contiguous(self) -> bool:
+        """Whether all tokens lie back to back in the .bin, from its first byte on."""
+        return self._offsets is None
+
+    def take(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.integer]:
+        """Return the tokens at some positions of the stream that `read` gives."""
+        if self._offsets is None:
+            return self._tokens[positions]
+        sequences = np.searchsorted(self._offsets, positions, side="right") - 1
+        inside = positions - self._offsets[sequences]
+        return self._tokens[self.pointers[sequences] // self.dtype.itemsize + inside]
+
     def windows(self, length: int) -> npt.NDArray[np.integer] | None:
         """Return a (num_tokens - length + 1, length) view whose row i begins at token i.
 
@@ -145,8 +148,16 @@ class IndexedDataset:
         return np.lib.stride_tricks.sliding_window_view(self._tokens, length)
 
 
+class Extent(NamedTuple):
+    """How much a writer has been given."""
+
+    num_tokens: int = 0
+    num_sequences: int = 0
+    num_documents: int = 0
+
+
 class IndexedDatasetWriter:
-    """Writes a dataset that becomes visible all at once.
+    """Writes a dataset that becomes visible all at once, in memory that does not grow with it.
 
     Both files grow under other names and are renamed when whole, the .bin first: wherever the .idx
     can be seen, the dataset is complete. As a context manager it finalises, or on an exception
@@ -155,21 +166,40 @@ class IndexedDatasetWriter:
     Args:
         prefix: the dataset's prefix; its folder must exist.
         dtype: one of DTYPES' values; see `token_dtype`.
-        folder: where the files grow, on the same file system; null means beside the prefix.
+        folder: where the files grow, on the same file system and for this writer alone; null means
+            beside the prefix.
+        resume_at: take up what an earlier writer left in `folder`, cut back to this extent.
+
+    Raises:
+        UserError: less is left in `folder` than `resume_at` says.
     """
 
     def __init__(
-        self, prefix: PathLike, dtype: npt.DTypeLike, *, folder: Path | None = None
+        self,
+        prefix: PathLike,
+        dtype: npt.DTypeLike,
+        *,
+        folder: Path | None = None,
+        resume_at: Extent | None = None,
     ) -> None:
         self.prefix = Path(prefix)
         self.dtype = np.dtype(dtype).newbyteorder("<")
         assert self.dtype in CODES, f"{dtype} has no code that all readers share"
-        self.num_tokens = 0
-        self._lengths = array("i")  # tokens per sequence
-        self._sequences = array("i")  # sequences per document
-        stem = (folder or self.prefix.parent) / f".{self.prefix.name}.{os.getpid()}-{id(self):x}"
+        own_name = f".{self.prefix.name}.{os.getpid()}-{id(self):x}"
+        stem = self.prefix.parent / own_name if folder is None else folder / "dataset"
         self._bin_part, self._idx_part = bin_path(stem), idx_path(stem)
-        self._bin: BinaryIO = self._bin_part.open("xb")
+        self._extent = resume_at or Extent()
+        self._resumable = folder is not None
+        sizes = {
+            self._bin_part: self._extent.num_tokens * self.dtype.itemsize,
+            Path(f"{stem}.lengths"): 4 * self._extent.num_sequences,  # int32 tokens per sequence
+            Path(f"{stem}.sequences"): 4 * self._extent.num_documents,  # int32 per document
+        }
+        self._parts = [*sizes, self._idx_part]
+        self._bin, self._lengths, self._sequences = (
+            path.open("xb") if resume_at is None else open_at(path, size)
+            for path, size in sizes.items()
+        )
 
     def __enter__(self) -> "IndexedDatasetWriter":
         return self
@@ -186,9 +216,19 @@ class IndexedDatasetWriter:
             self.abort()
 
     @property
+    def extent(self) -> Extent:
+        """How much was added so far."""
+        return self._extent
+
+    @property
     def num_documents(self) -> int:
         """Documents added so far."""
-        return len(self._sequences)
+        return self._extent.num_documents
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens added so far."""
+        return self._extent.num_tokens
 
     def add_document(
         self, tokens: npt.ArrayLike, *, sequence_lengths: list[int] | None = None
@@ -209,78 +249,120 @@ class IndexedDatasetWriter:
             sequence_lengths = _divide(ids.size)
         assert sum(sequence_lengths) == ids.size, (sequence_lengths, ids.size)
         self._bin.write(ids.astype(self.dtype, copy=False).tobytes())
-        self._lengths.extend(sequence_lengths)
-        self._sequences.append(len(sequence_lengths))
-        self.num_tokens += ids.size
+        self._add_entries(np.array(sequence_lengths), np.array([len(sequence_lengths)]))
 
-    def append_file(self, path: Path, document_lengths: npt.NDArray[np.int64]) -> None:
-        """Append a file of token ids in this writer's dtype that holds documents back to back."""
-        num_tokens = int(document_lengths.sum())
+    def append_tokens(
+        self,
+        blocks: Iterable[npt.NDArray[np.integer]],
+        lengths: npt.NDArray[np.integer],
+        sequences: npt.NDArray[np.integer],
+    ) -> None:
+        """Append token ids that fit into this writer's dtype; see `append_file`."""
+        for ids in blocks:
+            self._bin.write(ids.astype(self.dtype, copy=False).tobytes())
+        self._add_entries(lengths, sequences)
+
+    def append_file(
+        self,
+        path: Path,
+        lengths: npt.NDArray[np.integer],
+        *,
+        sequences: npt.NDArray[np.integer] | None = None,
+        first_byte: int = 0,
+    ) -> None:
+        """Append token ids that lie back to back in a file, in this writer's dtype.
+
+        Args:
+            path: the file; inside one file system its bytes pass through no process.
+            lengths: (n,) tokens per sequence, or where `sequences` is null, per document.
+            sequences: (documents,) sequences per document.
+            first_byte: of the ids in the file.
+        """
+        num_bytes = int(lengths.sum(dtype=np.int64)) * self.dtype.itemsize
         found = path.stat().st_size
-        assert found == num_tokens * self.dtype.itemsize, f"{path}: {found} bytes, {num_tokens} ids"
+        assert found >= first_byte + num_bytes, f"{path}: {found} bytes, needs {num_bytes}"
         with path.open("rb") as part:
-            while block := part.read(1 << 22):
-                self._bin.write(block)
-        if document_lengths.size and document_lengths.max() > _LONGEST_SEQUENCE:
-            for length in document_lengths.tolist():
-                pieces = _divide(length)
-                self._lengths.extend(pieces)
-                self._sequences.append(len(pieces))
-        else:
-            self._lengths.frombytes(document_lengths.astype(np.intc).tobytes())
-            self._sequences.frombytes(np.ones(document_lengths.size, np.intc).tobytes())
-        self.num_tokens += num_tokens
+            part.seek(first_byte)
+            copy_bytes(part, self._bin, num_bytes)
+        if sequences is None:
+            sequences = np.ones(lengths.size, np.int32)
+            if lengths.size and lengths.max() > _LONGEST_SEQUENCE:
+                pieces = [_divide(length) for length in lengths.tolist()]
+                sequences = np.array([len(piece) for piece in pieces])
+                lengths = np.concatenate(pieces)
+        self._add_entries(lengths, sequences)
+
+    def save(self) -> None:
+        """Make the present extent one that can be resumed at even after a crash of the machine."""
+        for file in (self._bin, self._lengths, self._sequences):
+            if not file.closed:
+                sync(file)
+
+    def complete(self) -> tuple[Path, Path]:
+        """Write the index; return the .bin and the .idx that `finalize` will rename."""
+        self.save()
+        with self._idx_part.open("wb") as index:
+            self._write_index(index)
+            sync(index)
+        self.close()
+        return self._bin_part, self._idx_part
 
     def finalize(self) -> None:
-        """Write the index and give both files their names; an existing dataset is replaced."""
+        """Give both files their names; an existing dataset is replaced."""
         try:
-            with self._idx_part.open("xb") as index:
-                self._write_index(index)
-                _sync(index)
-            _sync(self._bin)
-            self._bin.close()
+            if not self._bin.closed:
+                self.complete()
             # An old index must not be seen with new tokens.
             idx_path(self.prefix).unlink(missing_ok=True)
             self._bin_part.replace(bin_path(self.prefix))
             self._idx_part.replace(idx_path(self.prefix))
             sync_folder(self.prefix.parent)
+            self._remove()
         except BaseException:
-            self.abort()
+            if not self._resumable:
+                self.abort()
             raise
+
+    def close(self) -> None:
+        """Leave everything as it is, for another writer to resume."""
+        for file in (self._bin, self._lengths, self._sequences):
+            file.close()
 
     def abort(self) -> None:
         """Remove what was written; the dataset's own names were never touched."""
-        try:
-            self._bin.close()  # flushes, which a full disk refuses
-        except OSError:
-            pass
-        finally:
-            self._bin_part.unlink(missing_ok=True)
-            self._idx_part.unlink(missing_ok=True)
+        for file in (self._bin, self._lengths, self._sequences):
+            with suppress(OSError):  # closing flushes, which a full disk refuses
+                file.close()
+        self._remove()
+
+    def _remove(self) -> None:
+        for path in self._parts:
+            path.unlink(missing_ok=True)
+
+    def _add_entries(
+        self, lengths: npt.NDArray[np.integer], sequences: npt.NDArray[np.integer]
+    ) -> None:
+        self._lengths.write(lengths.astype("<i4").tobytes())
+        self._sequences.write(sequences.astype("<i4").tobytes())
+        tokens, num_sequences, documents = self._extent
+        self._extent = Extent(
+            tokens + int(lengths.sum(dtype=np.int64)),
+            num_sequences + lengths.size,
+            documents + sequences.size,
+        )
 
     def _write_index(self, index: BinaryIO) -> None:
-        lengths = np.frombuffer(self._lengths, np.intc)
-        sequences = np.frombuffer(self._sequences, np.intc)
-        num_starts = self.num_documents + 1
-        index.write(HEADER.pack(MAGIC, VERSION, CODES[self.dtype], len(lengths), num_starts))
-        index.write(lengths.astype("<i4", copy=False).tobytes())
+        _, lengths, sequences, _ = self._parts
+        _, num_sequences, num_documents = self._extent
+        index.write(
+            HEADER.pack(MAGIC, VERSION, CODES[self.dtype], num_sequences, num_documents + 1)
+        )
+        with lengths.open("rb") as file:
+            copy_bytes(file, index, 4 * num_sequences)
         _write_starts(index, lengths, self.dtype.itemsize)
         end = _write_starts(index, sequences, 1)
+        assert end == num_sequences, (end, num_sequences)
         index.write(struct.pack("<q", end))
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a crash of the machine."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _divide(length: int) -> list[int]:
@@ -289,14 +371,15 @@ def _divide(length: int) -> list[int]:
     return [_LONGEST_SEQUENCE] * whole + ([rest] if rest or not whole else [])
 
 
-def _write_starts(index: BinaryIO, sizes: npt.NDArray[np.intc], unit: int) -> int:
-    """Write where each of these begins, counted in `unit`; return where the last one ends."""
+def _write_starts(index: BinaryIO, sizes: Path, unit: int) -> int:
+    """Write where each of some int32 sizes begins, in `unit`; return where the last one ends."""
     start = 0
-    for at in range(0, len(sizes), _CHUNK):
-        ends = start + np.cumsum(sizes[at : at + _CHUNK], dtype=np.int64) * unit
-        starts = np.concatenate(([start], ends[:-1]))
-        index.write(starts.astype("<i8").tobytes())
-        start = int(ends[-1])
+    with sizes.open("rb") as file:
+        while block := file.read(4 * _CHUNK):
+            ends = start + np.cumsum(np.frombuffer(block, "<i4"), dtype=np.int64) * unit
+            starts = np.concatenate(([start], ends[:-1]))
+            index.write(starts.astype("<i8").tobytes())
+            start = int(ends[-1])
     return start
 
 
@@ -309,82 +392,3 @@ def _map(path: Path) -> mmap.mmap | bytes:
         if os.fstat(file.fileno()).st_size == 0:
             return b""  # nothing to map
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def _missing(prefix: PathLike, path: Path) -> str:
-    message = f"{path}: no such file; dataset {os.fspath(prefix)!r} needs its .bin and its .idx"
-    if Path(prefix).suffix in (".bin", ".idx"):
-        return f"{message}; give the prefix without {Path(prefix).suffix!r}"
-    return f"{message}, which tools/preprocess_data.py makes"
-
-
-def _read_header(path: Path, index: mmap.mmap | bytes) -> tuple[np.dtype, int, int]:
-    """Return dtype, sequence count and length of the document index, each found plausible."""
-    if len(index) < HEADER.size:
-        raise UserError(
-            f"{path}: truncated: {len(index)} bytes, the header alone has {HEADER.size}"
-        )
-    magic, version, code, num_sequences, num_starts = HEADER.unpack_from(index)
-    if magic != MAGIC:
-        raise UserError(f"{path}: not an MMIDIDX index: it begins with {magic!r}, not {MAGIC!r}")
-    if version != VERSION:
-        raise UserError(f"{path}: MMIDIDX version {version}; only version {VERSION} is known")
-    if code not in DTYPES:
-        raise UserError(f"{path}: dtype code {code} is none of the integer codes {sorted(DTYPES)}")
-    if num_starts < 1:
-        raise UserError(f"{path}: its document index is empty; it needs at least one entry")
-    expected = HEADER.size + 12 * num_sequences + 8 * num_starts
-    # Multimodal files end with one byte of mode per sequence, which text does not need.
-    if len(index) not in (expected, expected + num_sequences):
-        raise UserError(
-            f"{path}: {'truncated' if len(index) < expected else 'too long'}: {len(index)} bytes, "
-            f"but {num_sequences} sequences and {num_starts} document entries take {expected}"
-        )
-    return DTYPES[code], num_sequences, num_starts
-
-
-def _check_document_starts(dataset: IndexedDataset) -> None:
-    starts, path = dataset.document_starts, idx_path(dataset.prefix)
-    first, last = int(starts[0]), int(starts[-1])
-    if first != 0 or last != dataset.num_sequences:
-        raise UserError(
-            f"{path}: the document index runs from {first} to {last} instead of from 0 to its "
-            f"{dataset.num_sequences} sequences; a merge by GPT-NeoX loses it: merge the original "
-            "datasets again"
-        )
-    for at in range(0, len(starts) - 1, _CHUNK):
-        steps = np.diff(starts[at : at + _CHUNK + 1])
-        if (steps < 0).any():
-            document = at + int(np.argmax(steps < 0))
-            raise UserError(f"{path}: damaged: document {document} ends before it begins")
-
-
-def _check_pointers(dataset: IndexedDataset, num_bytes: int) -> bool:
-    """Return whether sequences lie back to back in a .bin of this size.
-
-    Raises:
-        UserError: a sequence overlaps the next one, or the .bin ends too early or too late.
-    """
-    lengths, pointers, size = dataset.lengths, dataset.pointers, dataset.dtype.itemsize
-    idx, tokens = idx_path(dataset.prefix), bin_path(dataset.prefix)
-    contiguous, end = True, 0
-    for at in range(0, dataset.num_sequences, _CHUNK):
-        here = pointers[at : at + _CHUNK]
-        ends = here + lengths[at : at + _CHUNK].astype(np.int64) * size
-        gaps = here - np.concatenate(([end], ends[:-1]))
-        bad = (gaps < 0) | (ends < here) | (here % size != 0)
-        if bad.any():
-            worst = int(np.argmax(bad))
-            raise UserError(
-                f"{idx}: damaged: sequence {at + worst} has {lengths[at + worst]} tokens from byte "
-                f"{here[worst]}, which overlaps its neighbour or is not a multiple of {size}"
-            )
-        contiguous &= not gaps.any()
-        end = int(ends[-1])
-    if num_bytes != end:
-        what = "truncated" if num_bytes < end else "too long"
-        raise UserError(
-            f"{tokens}: {what}: {num_bytes} bytes, but {idx.name} describes {end}; the two files "
-            "do not belong together, or a copy was cut short: copy or preprocess again"
-        )
-    return contiguous

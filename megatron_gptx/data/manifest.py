@@ -1,13 +1,14 @@
 """PREFIX.d/manifest.json: what a dataset was made from, kept beside files we must not extend."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.indexed_dataset import PathLike
+from megatron_gptx.data.files import write_aside
+from megatron_gptx.data.indexed_dataset import IndexedDataset
+from megatron_gptx.data.mmididx import PathLike
 
 
 def manifest_path(prefix: PathLike) -> Path:
@@ -32,28 +33,18 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def write_aside(path: Path, content: str) -> None:
-    """Give a text file its new content all at once, or leave it as it was."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def write_manifest(path: Path, content: dict[str, Any]) -> None:
     """Write a manifest, aside first."""
     write_aside(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def file_sha256(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def matching_manifest(dataset: IndexedDataset) -> dict[str, Any] | None:
+    """Return a dataset's manifest if it speaks of these files: they may have been replaced since.
+
+    It then has the largest id and the tokenizer.
+    """
+    manifest = read_manifest(manifest_path(dataset.prefix))
+    if manifest is None or manifest.get("num_tokens") != dataset.num_tokens:
+        return None
+    known = isinstance(manifest.get("max_id"), int) and isinstance(manifest.get("tokenizer"), dict)
+    return manifest if known and "sha256" in manifest["tokenizer"] else None

@@ -1,243 +1,299 @@
 """From raw text to a token dataset."""
 
-import fcntl
+import errno
 import hashlib
 import os
 import shutil
-import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import tokenizers
 
 from megatron_gptx import __version__
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.indexed_dataset import (
-    IndexedDatasetWriter,
-    bin_path,
-    idx_path,
-    token_dtype,
-)
-from megatron_gptx.data.manifest import file_sha256, manifest_path, read_manifest, write_manifest
-from megatron_gptx.data.sources import Account, InputFile, Rejected, Unit, divide, read_unit
+from megatron_gptx.data.combine import folder_of
+from megatron_gptx.data.encode import Encoder, Job, Options, Part, Task, Vocabulary
+from megatron_gptx.data.files import checksums
+from megatron_gptx.data.indexed_dataset import IndexedDatasetWriter
+from megatron_gptx.data.manifest import manifest_path, read_manifest, write_manifest
+from megatron_gptx.data.mmididx import bin_path, idx_path, token_dtype
+from megatron_gptx.data.opening import InputFile
+from megatron_gptx.data.progress import Progress
+from megatron_gptx.data.readers import Account, read_unit
+from megatron_gptx.data.sources import UNIT_BYTES, divide
+from megatron_gptx.data.state import State, Summary, read_state, write_state
 from megatron_gptx.data.workers import WorkerPool
-from megatron_gptx.tokenizer.build import load_tokenizer
+from megatron_gptx.tokenizer.base import Tokenizer
+from megatron_gptx.tokenizer.engine import (
+    EngineMismatchError,
+    Wanted,
+    choose_engine,
+    may_have_gigatoken,
+)
 
-_BATCH_CHARACTERS = 1 << 19  # of text encoded at once: bounds a worker's memory
-_EXAMPLES = 100  # rejected lines named in the manifest
-
-
-@dataclass(frozen=True)
-class Options:
-    """What decides the bytes of a dataset, besides its inputs and its tokenizer."""
-
-    json_key: str = "text"
-    append_eod: bool = False
-    ftfy: bool = False
-    stop_on_error: bool = False
-    eod_token: str | None = None
+_SAVE_SECONDS = 2.0  # between two states that a run can be resumed at
+_FIRST_PARTS = 32  # where the documents are looked for that the engines are compared with
+_LENGTHS = 1 << 20  # documents joined at once: bounds this process's memory
 
 
 @dataclass
-class Summary:
-    """What became of the input. `rejected` counts by reason; examples are PATH:LINE: REASON."""
+class Outcome:
+    """A finished dataset, and how it came about."""
 
-    num_documents: int = 0
-    num_tokens: int = 0
-    max_id: int = -1
-    text_bytes: int = 0
-    empty: int = 0
-    repaired: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
-    rejected_examples: list[str] = field(default_factory=list)
-
-
-class Task(NamedTuple):
-    """A unit of input and its place among all units."""
-
-    number: int
-    unit: Unit
-
-    def __str__(self) -> str:
-        names = self.unit.paths[0] if len(self.unit.paths) == 1 else f"{self.unit.paths[0]}, ..."
-        return f"{names} bytes {self.unit.lines}" if self.unit.lines else names
-
-
-class Part(NamedTuple):
-    """An encoded unit: a file of ids, and (documents,) int64 tokens per document."""
-
-    path: Path
-    lengths: npt.NDArray[np.int64]
-    max_id: int
-    account: Account
-
-
-class Job(NamedTuple):
-    """What every worker needs to know."""
-
-    tokenizer: Path
-    options: Options
-    dtype: str
-    folder: Path
-
-
-class Encoder:
-    """Turns units into parts, one after another."""
-
-    def __init__(self, job: Job) -> None:
-        # The library would start a thread per core in every worker.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        self._job, self._dtype = job, np.dtype(job.dtype)
-        self._tokenizer = load_tokenizer(job.tokenizer, end_of_document_name=job.options.eod_token)
-        self._ending = [self._tokenizer.end_of_document] if job.options.append_eod else []
-
-    def __call__(self, task: Task) -> Part:
-        """Encode one unit into a file of its own."""
-        options = self._job.options
-        account = Account(stop=options.stop_on_error)
-        texts = read_unit(task.unit, account, json_key=options.json_key)
-        path = self._job.folder / f"{task.number:06}.bin"
-        lengths: list[npt.NDArray[np.int64]] = []
-        max_id = -1
-        with path.open("wb") as file:
-            for batch in _batches(_fixed(texts) if options.ftfy else texts):
-                encoded = self._tokenizer.encode_batch(batch)
-                documents = [ids + self._ending for ids in encoded if ids]
-                account.empty += len(batch) - len(documents)
-                ids = np.fromiter(chain.from_iterable(documents), np.int64)
-                max_id = max(max_id, int(ids.max(initial=-1)))
-                lengths.append(np.fromiter(map(len, documents), np.int64, len(documents)))
-                file.write(ids.astype(self._dtype).tobytes())
-        if max_id > np.iinfo(self._dtype).max:
-            raise UserError(
-                f"{self._job.tokenizer}: gives id {max_id} but a vocabulary of only "
-                f"{self._tokenizer.vocab_size}"
-            )
-        return Part(path, np.concatenate(lengths or [np.zeros(0, np.int64)]), max_id, account)
+    summary: Summary
+    engine: str
+    reason: str | None
+    resumed_parts: int
+    num_parts: int
 
 
 def preprocess(
     files: list[InputFile],
     prefix: Path,
-    tokenizer: Path,
+    vocabulary: Vocabulary,
     options: Options,
     *,
     workers: int = 1,
     overwrite: bool = False,
-) -> Summary | None:
+    engine: Wanted = "auto",
+) -> Outcome | None:
     """Write the dataset of some files; return None where it is already there.
 
-    The bytes do not depend on the number of workers. The dataset appears whole or not at all, and
-    whatever stops this function, nothing but a finished dataset stays.
+    The bytes do not depend on the number of workers. The dataset appears whole or not at all.
+    Whatever stops this function, the parts that were done stay in PREFIX.d, and the same call takes
+    them up again.
 
     Args:
         files: the input, in order.
         prefix: of the dataset; its folder is made.
-        tokenizer: a tokenizer.json.
+        vocabulary: where the tokenizer lies.
         options: what decides the bytes.
         workers: processes; one works in this process.
         overwrite: replace a dataset made from something else.
+        engine: what encodes; `auto` takes gigatoken where its ids are the tokenizer's own.
 
     Raises:
         UserError: input or tokenizer are at fault, no document is left, another dataset is in the
-            way, another run is writing it, or a worker died.
+            way, another run is writing it, the disk is full, or a worker died.
     """
+    tokenizer = vocabulary.load(options)
     made_from = _made_from(files, tokenizer, options)
-    dtype = token_dtype(made_from["tokenizer"]["vocab_size"])
-    with _locked(manifest_path(prefix).parent) as folder:
+    with folder_of(prefix) as folder:
+        run = _Run(files, prefix, vocabulary, options, made_from, folder)
         if not overwrite and _finished(prefix, made_from):
+            run.discard()  # what a run left that was killed at its very end
             return None
-        for left in folder.glob("parts-*"):  # by a run that was killed
-            shutil.rmtree(left)
-        parts_folder = folder / f"parts-{os.getpid()}"
-        parts_folder.mkdir()
         try:
-            job = Job(tokenizer, options, dtype.str, parts_folder)
-            tasks = [Task(number, unit) for number, unit in enumerate(divide(files))]
-            pool: WorkerPool[Task, Part] = WorkerPool(Encoder, job, workers)
-            writer = IndexedDatasetWriter(prefix, dtype, folder=parts_folder)
             try:
-                # Closed at once, so that no worker writes into a folder that is being removed.
-                with closing(pool.run(tasks)) as parts:
-                    summary = _join(tasks, parts, writer)
-                # The index appears last, so that with it everything else is there.
-                idx_path(prefix).unlink(missing_ok=True)
-                write_manifest(manifest_path(prefix), {**made_from, **asdict(summary)})
-                writer.finalize()
-            except BaseException:
-                writer.abort()
+                return run.encode(tokenizer, workers, engine)
+            except EngineMismatchError as error:
+                # Seen by the comparisons during the run: nothing that was written can be trusted.
+                run.discard()
+                return run.encode(tokenizer, workers, "reference", reason=str(error))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
+            raise UserError(f"{error.filename or folder}: {error.strerror}") from error
         finally:
-            shutil.rmtree(parts_folder)
-    return summary
+            run.end()
 
 
-def _join(
-    tasks: list[Task], parts: Iterator[tuple[int, Part]], writer: IndexedDatasetWriter
-) -> Summary:
-    """Append the parts in the order of their units, each as soon as those before it are done."""
-    summary, rejected = Summary(), Counter[str]()
-    done: dict[int, Part] = {}
-    following, first_line = 0, 0
-    progress = _Progress(sum(task.unit.num_bytes for task in tasks))
-    for index, part in parts:
-        done[index] = part
-        while following in done:
-            task, part = tasks[following], done.pop(following)
-            account = part.account
-            writer.append_file(part.path, part.lengths)
-            part.path.unlink()
-            if task.unit.lines is None or task.unit.lines[0] == 0:
-                first_line = 0
-            for entry in account.rejected[: _EXAMPLES - len(summary.rejected_examples)]:
-                summary.rejected_examples.append(_describe(entry, first_line))
-            first_line += account.num_lines
-            rejected += account.reasons
-            summary.max_id = max(summary.max_id, part.max_id)
-            summary.text_bytes += account.text_bytes
-            summary.empty += account.empty
-            summary.repaired += account.repaired
-            following += 1
-        progress.show(tasks[index].unit.num_bytes)
-    progress.clear()
-    summary.rejected = dict(rejected.most_common())
-    summary.num_documents, summary.num_tokens = writer.num_documents, writer.num_tokens
-    if not summary.num_documents:
-        raise UserError(
-            f"no document in {len(tasks)} part(s) of the input: {summary.empty} empty, "
-            f"{rejected.total()} rejected"
-            + (f", such as {summary.rejected_examples[0]}" if summary.rejected_examples else "")
+class _Run:
+    """One call of `preprocess`, alone in the dataset's folder."""
+
+    def __init__(
+        self,
+        files: list[InputFile],
+        prefix: Path,
+        vocabulary: Vocabulary,
+        options: Options,
+        made_from: dict[str, Any],
+        folder: Path,
+    ) -> None:
+        self._prefix, self._vocabulary, self._options = prefix, vocabulary, options
+        self._made_from = made_from
+        self._parts, self._state_file = folder / "parts", folder / "progress.json"
+        self._dtype = token_dtype(made_from["tokenizer"]["vocab_size"])
+        self._tasks = [Task(number, unit) for number, unit in enumerate(divide(files))]
+        self._same = {**made_from, "unit_bytes": UNIT_BYTES, "num_parts": len(self._tasks)}
+        self._state = State()
+        self._done = False
+
+    def encode(
+        self, tokenizer: Tokenizer, workers: int, wanted: Wanted, *, reason: str | None = None
+    ) -> Outcome:
+        """Encode what is missing and finish the dataset."""
+        writer = self._open_writer()
+        resumed = self._state.parts
+        tasks = self._tasks[resumed:]
+        for left in self._parts.glob("run-*"):  # by an earlier run
+            shutil.rmtree(left)
+        # A name that was never used: a worker that outlives its run must not meet this one's files.
+        folder = self._parts / f"run-{os.getpid()}-{time.time_ns()}"
+        folder.mkdir()
+        # The processes get ready while the engines are compared; if gigatoken then cannot be taken,
+        # they are started once more.
+        fast_job = wanted != "reference" and may_have_gigatoken(tokenizer)
+        processes = max(1, min(workers, len(tasks)))
+        job = Job(self._vocabulary, self._options, self._dtype.str, folder, fast_job)
+        try:
+            with WorkerPool[Task, Part](Encoder, job, processes) as pool:
+                engine, fast = choose_engine(tokenizer, self._first_texts(tokenizer), wanted=wanted)
+                if fast == job.gigatoken:
+                    self._join(pool, tasks, writer)
+            if fast != job.gigatoken:
+                with WorkerPool[Task, Part](
+                    Encoder, job._replace(gigatoken=fast), processes
+                ) as pool:
+                    self._join(pool, tasks, writer)
+            outcome = Outcome(
+                self._state.summary, engine.name, reason or engine.reason, resumed, len(self._tasks)
+            )
+            self._finish(writer, outcome, workers)
+        except BaseException:
+            with suppress(OSError):  # a full disk keeps the state before this one
+                self._save(writer)
+            with suppress(OSError):
+                writer.close()
+            raise
+        self._done = True
+        return outcome
+
+    def discard(self) -> None:
+        """Forget all that was done, and remove what was being written when a run was killed."""
+        for left in self._state_file.parent.glob(".*.json.*"):
+            left.unlink()
+        self._state_file.unlink(missing_ok=True)
+        shutil.rmtree(self._parts, ignore_errors=True)
+        self._state = State()
+
+    def end(self) -> None:
+        """Leave only what the next run can use."""
+        for left in self._parts.glob("run-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        if self._done or self._state.parts == 0 or not self._state_file.exists():
+            self.discard()
+
+    def _open_writer(self) -> IndexedDatasetWriter:
+        """Return a writer that goes on where an earlier run saved, or a new one."""
+        open_in_parts = partial(IndexedDatasetWriter, self._prefix, self._dtype, folder=self._parts)
+        self._state = read_state(self._state_file, self._same)
+        if self._state.parts:
+            try:
+                return open_in_parts(resume_at=self._state.extent)
+            except UserError:  # something is gone
+                pass
+        self.discard()
+        self._parts.mkdir()
+        return open_in_parts()
+
+    def _join(
+        self, pool: WorkerPool[Task, Part], tasks: list[Task], writer: IndexedDatasetWriter
+    ) -> None:
+        """Append the parts in the order of their units, each as soon as those before it are."""
+        early: dict[int, Part] = {}
+        sizes = [task.unit.num_bytes for task in self._tasks]
+        saved_at, pause = time.monotonic(), _SAVE_SECONDS
+        # Closed at once, so that no worker writes into a folder that is being removed.
+        with (
+            Progress(sum(sizes), sum(sizes[: self._state.parts])) as progress,
+            closing(pool.run(tasks)) as parts,
+        ):
+            for index, part in parts:
+                if part.mismatch is not None:
+                    raise EngineMismatchError(part.mismatch)
+                early[tasks[index].number] = part
+                while self._state.parts in early:
+                    self._append(early.pop(self._state.parts), writer)
+                progress.add(tasks[index].unit.num_bytes, part.num_tokens)
+                if time.monotonic() - saved_at >= pause:
+                    began_at = time.monotonic()
+                    self._save(writer)
+                    saved_at = time.monotonic()
+                    # Slow disks are not asked so often that the run would wait for them.
+                    pause = max(_SAVE_SECONDS, 20 * (saved_at - began_at))
+        summary = self._state.summary
+        if not summary.num_documents:
+            self._state = State()  # nothing worth keeping
+            raise UserError(
+                f"no document in {len(self._tasks)} part(s) of the input: {summary.empty} empty, "
+                f"{sum(summary.rejected.values())} rejected"
+                + (f", such as {summary.rejected_examples[0]}" if summary.rejected else "")
+            )
+
+    def _append(self, part: Part, writer: IndexedDatasetWriter) -> None:
+        if part.error is not None:
+            raise UserError(part.error)
+        state, at = self._state, 0
+        with part.lengths_path.open("rb") as file:
+            while (lengths := np.fromfile(file, "<i8", _LENGTHS)).size:
+                writer.append_file(part.path, lengths, first_byte=at)
+                at += int(lengths.sum()) * self._dtype.itemsize
+        part.remove()
+        first_line = 0 if self._tasks[state.parts].unit.first_of_file else state.first_line
+        # All at once: an interruption between two lines must not count half a part.
+        self._state = State(
+            state.parts + 1,
+            first_line + part.account.num_lines,
+            writer.extent,
+            state.summary.plus(part, first_line),
         )
-    return summary
+
+    def _finish(self, writer: IndexedDatasetWriter, outcome: Outcome, workers: int) -> None:
+        self._save(writer)
+        tokens, index = writer.complete()
+        content = {
+            **self._made_from,
+            "engine": outcome.engine,
+            "engine_reason": outcome.reason,
+            **asdict(outcome.summary),
+            "tokens_per_byte": outcome.summary.tokens_per_byte,
+            "checksums": {
+                "bin": checksums(tokens, threads=workers),
+                "idx": checksums(index, threads=workers),
+            },
+        }
+        # The index appears last, so that with it everything else is there.
+        idx_path(self._prefix).unlink(missing_ok=True)
+        write_manifest(manifest_path(self._prefix), content)
+        writer.finalize()
+
+    def _save(self, writer: IndexedDatasetWriter) -> None:
+        if self._state.parts:
+            writer.save()
+            write_state(self._state_file, self._same, self._state)
+
+    def _first_texts(self, tokenizer: Tokenizer) -> Iterator[str]:
+        reading = self._options.reading(tokenizer)
+        # Not all: where no document is any good, that would be found only after reading everything.
+        for task in self._tasks[:_FIRST_PARTS]:
+            yield from read_unit(task.unit, Account(), reading)
 
 
-def _made_from(files: list[InputFile], tokenizer: Path, options: Options) -> dict[str, Any]:
-    loaded = load_tokenizer(tokenizer, end_of_document_name=options.eod_token)
+def _made_from(files: list[InputFile], tokenizer: Tokenizer, options: Options) -> dict[str, Any]:
     return {
-        "format": 1,
+        "format": 2,
         "version": __version__,
-        "engine": f"tokenizers {tokenizers.__version__}",
         "inputs": describe_inputs(files),
-        "tokenizer": {"sha256": file_sha256(tokenizer), "vocab_size": loaded.vocab_size},
-        "end_of_document": loaded.end_of_document if options.append_eod else None,
+        "tokenizer": {"sha256": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
+        "end_of_document": tokenizer.end_of_document if options.append_eod else None,
         "options": asdict(options),
+        "ftfy": version("ftfy") if options.ftfy else None,
     }
 
 
 def describe_inputs(files: Iterable[InputFile]) -> dict[str, Any]:
-    """Return number, size and fingerprint of input files: paths, sizes and times of change."""
+    """Return number, size and fingerprint of inputs: their paths, sizes and versions."""
     files = list(files)
     digest = hashlib.sha256()
     for file in files:
-        digest.update(os.fsencode(f"{file.path}\0{file.num_bytes}\0{file.modified_ns}\0"))
+        digest.update(os.fsencode(f"{file.path}\0{file.num_bytes}\0{file.version}\0"))
     return {
         "files": len(files),
         "bytes": sum(file.num_bytes for file in files),
@@ -269,68 +325,3 @@ def _finished(prefix: Path, made_from: dict[str, Any]) -> bool:
     if bin_path(prefix).exists() and manifest is None:
         raise UserError(f"{bin_path(prefix)}: in the way, without its .idx; remove it")
     return False
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[Path]:
-    """Hold a folder against other runs; remove it afterwards if nothing is in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{folder}: another run is writing this dataset") from error
-        try:
-            yield folder
-        finally:
-            with suppress(OSError):  # not empty, which is the usual case
-                folder.rmdir()
-    finally:
-        os.close(handle)
-
-
-def _describe(entry: Rejected, first_line: int) -> str:
-    where = entry.path if entry.line is None else f"{entry.path}:{first_line + entry.line}"
-    return f"{where}: {entry.reason}"
-
-
-def _fixed(texts: Iterable[str]) -> Iterator[str]:
-    import ftfy  # only where asked for: it takes longer to import than all the rest
-
-    fix: Callable[[str], str] = ftfy.fix_text
-    return map(fix, texts)
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-class _Progress:
-    """One line on a terminal; nothing in a log file."""
-
-    def __init__(self, total_bytes: int) -> None:
-        self._total, self._done = max(total_bytes, 1), 0
-        self._started_at = time.perf_counter()
-
-    def show(self, num_bytes: int) -> None:
-        self._done += num_bytes
-        speed = self._done / 1e6 / (time.perf_counter() - self._started_at)
-        self._write(f"\r{self._done / self._total:6.1%}  {speed:.1f} MB/s ")
-
-    def clear(self) -> None:
-        self._write("\r" + " " * 30 + "\r")
-
-    def _write(self, text: str) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write(text)
-            sys.stderr.flush()

@@ -1,80 +1,51 @@
-"""Raw text of every accepted kind, as units of work that each give some documents.
+"""Inputs of every accepted kind, found and divided into units of work.
 
-A file NAME.jsonl holds one JSON object per line; every other file is one document. A folder stands
-for the files below it that match a glob.
+NAME.jsonl, also .gz and .zst, holds one JSON object per line; NAME.parquet holds rows; every other
+file is one document. A folder stands for the files below it that match a glob.
 """
 
-import json
 import os
-from collections import Counter
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from glob import glob
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Literal, NamedTuple
 
 from megatron_gptx.config.errors import UserError
+from megatron_gptx.data.opening import COMPRESSED, InputFile, is_remote, remote_names, stat_input
+from megatron_gptx.data.tables import DATASETS, dataset_version, divide_dataset, divide_parquet
 
-DEFAULT_GLOBS = ("*.jsonl", "*.txt")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_UNIT_BYTES = 4 << 20  # fixed by the input alone: the number of workers must not show in the output
-_SKIP_BLOCK = 1 << 20
+DEFAULT_GLOBS = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.txt", "*.parquet")
+UNIT_BYTES = 4 << 20  # fixed by the input alone: the number of workers must not show in the output
 
+_UNREADABLE = "unreadable"
 
-class InputFile(NamedTuple):
-    """A file as its user named it, with what tells whether it has changed since."""
-
-    path: str
-    num_bytes: int
-    modified_ns: int
+Kind = Literal["files", "lines", "stream", "parquet", "dataset"]
 
 
 class Unit(NamedTuple):
-    """The lines that begin in a byte range of one .jsonl file, or a few whole files."""
+    """A piece of the input that one worker reads at a time.
 
-    paths: tuple[str, ...]
-    lines: tuple[int, int] | None
-    num_bytes: int
-
-
-class Rejected(NamedTuple):
-    """Input that gives no document. `line` counts from 1 in the unit; None means the whole file."""
-
-    path: str
-    line: int | None
-    reason: str
-
-
-@dataclass
-class Account:
-    """What reading one unit came upon.
-
-    With `stop`, the first thing that would be rejected, or repaired by guessing, is an error.
+    `span` is, for `lines`, a range of bytes in which the lines begin; for `parquet`, a row group
+    and its first row; for `dataset`, a range of rows. `files` are whole files, `stream` is all
+    lines of a compressed one.
     """
 
-    stop: bool = False
-    keep: int = 20
-    num_lines: int = 0
-    text_bytes: int = 0
-    empty: int = 0
-    repaired: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    rejected: list[Rejected] = field(default_factory=list)  # the first `keep`
-
-    def reject(self, path: str, line: int | None, reason: str) -> None:
-        """Count a rejected line or file, and remember it if it is one of the first."""
-        self.reasons[reason] += 1
-        if len(self.rejected) < self.keep:
-            self.rejected.append(Rejected(path, line, reason))
+    kind: Kind
+    paths: tuple[str, ...]
+    span: tuple[int, int] | None
+    num_bytes: int
+    first_of_file: bool = True
 
 
 def find_files(
     inputs: Iterable[str], *, globs: Sequence[str] = DEFAULT_GLOBS, lists: Iterable[str] = ()
 ) -> list[InputFile]:
-    """Return the input files: those of folders sorted by path, then those of list files.
+    """Return the inputs: those of folders and patterns sorted by path, then those of list files.
 
     Args:
-        inputs: files and folders.
+        inputs: files, folders, patterns with wildcards, URLs, `datasets:NAME`.
         globs: patterns for the files of folders, matched with the name, or with the path below the
             folder where the pattern has a slash.
         lists: files with one path per line, relative to the current folder.
@@ -83,16 +54,11 @@ def find_files(
         UserError: something does not exist, cannot be read, or no file is found.
     """
     paths: list[str] = []
+    found: list[InputFile] = []
+    named = set()
     for given in inputs:
-        if Path(given).is_dir():
-            found = sorted(_walk(given, globs), key=lambda path: Path(path).parts)
-            if not found:
-                raise UserError(
-                    f"{given}: no file below it matches {' or '.join(globs)}; use --glob"
-                )
-            paths += found
-        else:
-            paths.append(given)
+        named.add(given)
+        paths += _expand(given, globs)
     for name in lists:
         try:
             lines = Path(name).read_text(encoding="utf-8").splitlines()
@@ -101,56 +67,94 @@ def find_files(
         paths += [line for line in lines if line.strip()]
     if not paths:
         raise UserError("no input files: name files or folders, or give a --list-file")
-    files = []
     for path in paths:
         try:
-            status = os.stat(path)  # noqa: PTH116 - the list may name a million files
+            found.append(dataset_version(path) if _is_dataset(path) else stat_input(path))
         except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-        files.append(InputFile(path, status.st_size, status.st_mtime_ns))
-    return files
+            if path in named or not os.path.lexists(path):
+                raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+            # One of many: whoever reads it says what is wrong, and --on-error decides.
+            found.append(InputFile(path, 0, _UNREADABLE))
+    return found
 
 
-def divide(files: Iterable[InputFile], *, unit_bytes: int = _UNIT_BYTES) -> list[Unit]:
-    """Return units of about equal size, in the order of the files."""
+def divide(files: Iterable[InputFile], *, unit_bytes: int = UNIT_BYTES) -> list[Unit]:
+    """Return units of about equal size, in the order of the files.
+
+    A compressed file cannot be entered in its middle, so it is one unit whatever its size.
+    """
     units: list[Unit] = []
     group: list[str] = []
     group_bytes = 0
-    for path, num_bytes, _ in files:
-        is_lines = path.endswith(".jsonl")
-        if group and (is_lines or group_bytes + num_bytes > unit_bytes):
-            units.append(Unit(tuple(group), None, group_bytes))
+    for file in files:
+        path, num_bytes, _ = file
+        kind = "files" if file.version == _UNREADABLE else _kind(path)
+        if kind == "lines" and is_remote(path) and num_bytes == 0:
+            kind = "stream"  # a server that does not tell sizes cannot be read by ranges either
+        if group and (kind != "files" or group_bytes + num_bytes > unit_bytes):
+            units.append(Unit("files", tuple(group), None, group_bytes))
             group, group_bytes = [], 0
-        if is_lines:
-            for start in range(0, num_bytes, unit_bytes):
-                stop = min(start + unit_bytes, num_bytes)
-                units.append(Unit((path,), (start, stop), stop - start))
-        else:
+        if kind == "files":
             group.append(path)
             group_bytes += num_bytes
+        elif kind == "stream":
+            units.append(Unit(kind, (path,), None, num_bytes))
+        else:
+            units += _spans(kind, file, unit_bytes)
     if group:
-        units.append(Unit(tuple(group), None, group_bytes))
+        units.append(Unit("files", tuple(group), None, group_bytes))
     return units
 
 
-def read_unit(unit: Unit, account: Account, *, json_key: str) -> Iterator[str]:
-    """Yield the unit's texts, none of them empty, and keep account of everything else."""
-    if unit.lines is None:
-        for path in unit.paths:
-            if (text := _read_file(path, account)) is not None:
-                yield text
+def _spans(kind: Kind, file: InputFile, unit_bytes: int) -> Iterator[Unit]:
+    spans: Iterable[tuple[tuple[int, int], int]]
+    if kind == "lines":
+        starts = range(0, file.num_bytes, unit_bytes)
+        stops = [min(start + unit_bytes, file.num_bytes) for start in starts]
+        spans = [((a, b), b - a) for a, b in zip(starts, stops, strict=True)]
+    elif kind == "parquet":
+        spans = divide_parquet(file)
     else:
-        yield from _read_lines(unit.paths[0], *unit.lines, account, json_key)
+        spans = divide_dataset(file, unit_bytes)
+    for number, (span, num_bytes) in enumerate(spans):
+        yield Unit(kind, (file.path,), span, num_bytes, number == 0)
 
 
-def count_lines(path: str, stop: int) -> int:
-    """Return how many line ends the first `stop` bytes of a file hold."""
-    count = 0
-    with Path(path).open("rb") as file:
-        while stop > 0 and (block := file.read(min(stop, _SKIP_BLOCK))):
-            count += block.count(b"\n")
-            stop -= len(block)
-    return count
+def _kind(path: str) -> Kind:
+    if _is_dataset(path):
+        return "dataset"
+    if path.endswith(".parquet"):
+        return "parquet"
+    if path.endswith(".jsonl"):
+        return "lines"
+    if path.endswith(COMPRESSED) and Path(path).stem.endswith(".jsonl"):
+        return "stream"
+    return "files"
+
+
+def _is_dataset(path: str) -> bool:
+    return path.startswith(DATASETS)
+
+
+def _expand(given: str, globs: Sequence[str]) -> list[str]:
+    if _is_dataset(given):
+        return [given]
+    if Path(given).is_dir():
+        found = sorted(_walk(given, globs), key=lambda path: Path(path).parts)
+        if not found:
+            raise UserError(f"{given}: no file below it matches {' or '.join(globs)}; use --glob")
+        return found
+    wildcards = r"[*\[]" if is_remote(given) else r"[*?\[]"  # a URL's ? begins its query
+    if not re.search(wildcards, given) or os.path.lexists(given):
+        return [given]
+    matched = (
+        remote_names(given)
+        if is_remote(given)
+        else sorted(p for p in glob(given, recursive=True) if not Path(p).is_dir())  # noqa: PTH207
+    )
+    if not matched:
+        raise UserError(f"{given}: no file matches")
+    return matched
 
 
 def _walk(folder: str, globs: Sequence[str]) -> Iterator[str]:
@@ -161,101 +165,5 @@ def _walk(folder: str, globs: Sequence[str]) -> Iterator[str]:
         below = os.path.relpath(here, folder)
         for name in names:
             inside = os.path.normpath(os.path.join(below, name))  # noqa: PTH118 - a million of them
-            if any(fnmatch(inside if "/" in glob else name, glob) for glob in globs):
+            if any(fnmatch(inside if "/" in each else name, each) for each in globs):
                 yield os.path.join(here, name)  # noqa: PTH118
-
-
-def _read_file(path: str, account: Account) -> str | None:
-    try:
-        content = Path(path).read_bytes().removeprefix(_BYTE_ORDER_MARK)
-        text = content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        # Not repaired, as a line would be: a file that is not UTF-8 is mostly not text at all.
-        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else f"{error.strerror}"
-        if account.stop:
-            raise UserError(f"{path}: {reason}") from error
-        account.reject(path, None, reason)
-        return None
-    if not text:
-        account.empty += 1
-        return None
-    account.text_bytes += len(content)
-    return text
-
-
-def _read_lines(path: str, start: int, stop: int, account: Account, key: str) -> Iterator[str]:
-    with Path(path).open("rb") as file:
-        at = _next_line(file, start, stop)
-        while at < stop and (line := file.readline()):
-            account.num_lines += 1
-            begin, at = at, at + len(line)
-            if begin == 0:
-                line = line.removeprefix(_BYTE_ORDER_MARK)
-            try:
-                text, repaired = _parse(line, key)
-                if repaired and account.stop:
-                    raise ValueError("not UTF-8")
-            except ValueError as error:
-                if account.stop:
-                    number = count_lines(path, begin) + 1
-                    raise UserError(f"{path}:{number}: {error}") from None
-                account.reject(path, account.num_lines, str(error))
-                continue
-            account.repaired += repaired
-            if not text:
-                account.empty += 1
-                continue
-            try:
-                num_bytes = len(text.encode())
-            except UnicodeEncodeError:  # an escape like \ud800 that is half a character
-                text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-                num_bytes = len(text.encode())
-                account.repaired += 1
-            account.text_bytes += num_bytes
-            yield text
-
-
-def _next_line(file: BinaryIO, start: int, stop: int) -> int:
-    """Seek to the first line that begins in [start, stop) and return where, or stop."""
-    if start == 0:
-        return 0
-    at = start - 1  # a line begins at `start` if the byte before ends one
-    file.seek(at)
-    while at < stop and (block := file.read(min(_SKIP_BLOCK, stop - at))):
-        end = block.find(b"\n")
-        if end >= 0:
-            return file.seek(at + end + 1)
-        at += len(block)
-    return stop
-
-
-def _parse(line: bytes, key: str) -> tuple[str, bool]:
-    """Return a line's text, "" where it is blank, and whether broken UTF-8 was replaced.
-
-    Raises:
-        ValueError: what is wrong with the line.
-    """
-    if not line.strip():
-        return "", False
-    try:
-        decoded, repaired = line.decode("utf-8"), False
-    except UnicodeDecodeError:
-        decoded, repaired = line.decode("utf-8", "replace"), True
-    try:
-        record = json.loads(decoded)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg}") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"not a JSON object but {_kind(record)}")
-    if key not in record:
-        raise ValueError(f"no key {key!r}")
-    if not isinstance(record[key], str):
-        raise ValueError(f"{key!r} is {_kind(record[key])}, not a string")
-    return record[key], repaired
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    return "null" if value is None else names.get(type(value), "a number")

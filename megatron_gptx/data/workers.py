@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -16,11 +18,15 @@ Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 
 
+_AHEAD = 2  # units given to a worker at once, so that it need not wait for the next one
+
+
 class WorkerPool(Generic[Unit, Result]):
-    """Processes that each take one unit at a time; with one worker, no process at all.
+    """Processes that each take one unit after another; with one worker, no process at all.
 
     Every worker has a pipe of its own, whose end tells of the worker's death whatever its cause.
-    An exception in a worker is raised where results are taken.
+    An exception in a worker is raised where results are taken. As a context manager it starts the
+    processes at once, so that they get ready while something else is done, and ends them.
 
     Args:
         start: called once in each worker with `state`; returns the function from unit to result.
@@ -33,30 +39,44 @@ class WorkerPool(Generic[Unit, Result]):
         self, start: Callable[[Any], Callable[[Unit], Result]], state: object, workers: int
     ) -> None:
         assert workers > 0, workers
-        self._start, self._state, self._workers = start, state, workers
+        self._start, self._state = start, state
+        self._num_workers = workers
+        self._workers: dict[Connection, BaseProcess] = {}
 
-    def run(self, units: Sequence[Unit]) -> Generator[tuple[int, Result], None, None]:
+    def __enter__(self) -> "WorkerPool[Unit, Result]":
+        try:
+            for _ in range(self._num_workers if self._num_workers > 1 else 0):
+                pipe, process = self._spawn()
+                self._workers[pipe] = process
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def run(self, units: Iterable[Unit]) -> Generator[tuple[int, Result], None, None]:
         """Yield (index of the unit, its result) as they are done, in no particular order.
 
         Raises:
             UserError: a worker raised one or an OSError, or died.
             RuntimeError: a worker raised anything else.
         """
-        if self._workers == 1:
-            work = self._start(self._state)
-            for index, unit in enumerate(units):
-                yield index, work(unit)
+        if self._workers:
+            yield from self._distribute(units)
             return
-        workers: list[tuple[Connection, BaseProcess]] = []
-        try:
-            for _ in range(min(self._workers, len(units))):
-                workers.append(self._spawn())
-            yield from self._distribute(dict(workers), units)
-        finally:
-            for pipe, process in workers:
-                pipe.close()
-                process.kill()
-                process.join()
+        work = self._start(self._state)
+        for index, unit in enumerate(units):
+            yield index, work(unit)
+
+    def _end(self) -> None:
+        for pipe, process in self._workers.items():
+            pipe.close()
+            process.kill()
+        for process in self._workers.values():
+            process.join()
+        self._workers.clear()
 
     def _spawn(self) -> tuple[Connection, BaseProcess]:
         # Afresh, not forked: a fork copies locks that other threads of this process may hold.
@@ -76,35 +96,36 @@ class WorkerPool(Generic[Unit, Result]):
         theirs.close()  # else the pipe would stay open when the worker dies
         return ours, process
 
-    def _distribute(
-        self, workers: dict[Connection, BaseProcess], units: Sequence[Unit]
-    ) -> Iterator[tuple[int, Result]]:
+    def _distribute(self, units: Iterable[Unit]) -> Iterator[tuple[int, Result]]:
         waiting = iter(enumerate(units))
-        busy: dict[Connection, int] = {}
+        given: dict[Connection, deque[tuple[int, Unit]]] = {pipe: deque() for pipe in self._workers}
 
         def give(pipe: Connection) -> None:
             if (item := next(waiting, None)) is not None:
-                busy[pipe] = item[0]
-                with suppress(BrokenPipeError):  # its death is found below
+                given[pipe].append(item)
+                with suppress(BrokenPipeError, ConnectionResetError):  # its death is found below
                     pipe.send(item[1])
 
-        for pipe in workers:
-            give(pipe)
-        while busy:
-            for pipe in cast(list[Connection], wait(list(busy))):
+        for _ in range(_AHEAD):
+            for pipe in given:
+                give(pipe)
+        while busy := [pipe for pipe, items in given.items() if items]:
+            for pipe in cast(list[Connection], wait(busy)):
                 try:
                     outcome = pipe.recv()
                 except (EOFError, ConnectionResetError):
-                    raise UserError(_death(workers[pipe], units[busy[pipe]])) from None
+                    unit = given[pipe][0][1]
+                    raise UserError(_death(self._workers[pipe], unit)) from None
                 if isinstance(outcome, BaseException):
                     raise outcome
-                index = busy.pop(pipe)
+                index, _ = given[pipe].popleft()
                 give(pipe)
                 yield index, outcome
 
 
 def _serve(pipe: Connection, start: Callable[[Any], Callable[[Any], Any]], state: object) -> None:
-    """Work until the parent closes the pipe, or dies, which closes it too."""
+    """Work until the parent closes the pipe, or dies, in the middle of a unit if need be."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         work = start(state)
         while True:
@@ -116,6 +137,13 @@ def _serve(pipe: Connection, start: Callable[[Any], Callable[[Any], Any]], state
         pipe.send(UserError(str(error)))
     except Exception as error:
         pipe.send(RuntimeError(f"worker {os.getpid()}: {type(error).__name__}: {error}"))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _death(process: BaseProcess, unit: object) -> str:

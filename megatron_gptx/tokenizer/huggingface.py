@@ -1,15 +1,22 @@
-"""A tokenizer.json of Hugging Face `tokenizers`."""
+"""Vocabularies that the `tokenizers` library encodes: tokenizer.json, and GPT-2's two files."""
 
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import orjson
 import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from megatron_gptx.config.errors import UserError
-
-# What known vocabularies end a document with, the most specific first.
-END_OF_DOCUMENT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<eod>", "<eos>", "</s>", "[SEP]")
+from megatron_gptx.tokenizer.base import (
+    END_OF_DOCUMENT_NAMES,
+    Batch,
+    batch_of,
+    files_fingerprint,
+    no_end_of_document,
+)
 
 
 class HuggingFaceTokenizer:
@@ -17,18 +24,31 @@ class HuggingFaceTokenizer:
 
     What the file says about truncation, padding and tokens added around a text is for fine-tuned
     models and would silently change a corpus.
+
+    Args:
+        paths: a tokenizer.json, or GPT-2's vocab.json and merges.txt.
+        end_of_document_name: the token that ends a document; null looks for the usual ones.
+        special_tokens_as_text: encode a special token that text spells out as its characters.
     """
 
-    def __init__(self, path: Path, end_of_document_name: str | None = None) -> None:
+    def __init__(
+        self,
+        *paths: Path,
+        end_of_document_name: str | None = None,
+        special_tokens_as_text: bool = True,
+    ) -> None:
+        self.path = paths[0]
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer = _open(*paths)
         except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"{path}: not a tokenizer.json: {error}") from error
-        self.path = path
+            what = "a tokenizer.json" if len(paths) == 1 else f"a vocabulary with {paths[1]}"
+            raise UserError(f"{self.path}: not {what}: {error}") from error
+        self.fingerprint = files_fingerprint(*paths)
+        self.engine = f"tokenizers {tokenizers.__version__}"
         self._name = end_of_document_name
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True  # that is: as text
+        self._tokenizer.encode_special_tokens = special_tokens_as_text
         if (name := self._end_of_document_name()) is not None:
             # An added token that is not marked as special would still be found in text.
             self._tokenizer.add_special_tokens([name])
@@ -44,27 +64,47 @@ class HuggingFaceTokenizer:
         name = self._end_of_document_name()
         number = None if name is None else self._tokenizer.token_to_id(name)
         if number is None:
-            asked = f"no token {self._name!r}" if self._name else "no token that ends a document"
-            raise UserError(
-                f"{self.path}: {asked}; known names are {', '.join(END_OF_DOCUMENT_NAMES)}; name "
-                "the token of this vocabulary with --eod-token, or train one with "
-                "tools/train_tokenizer.py"
-            )
+            raise UserError(no_end_of_document(self.path, self._name))
         return number
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """The tokens that are not text."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added if token.special)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text."""
+    def encode_batch(self, texts: Sequence[str]) -> Batch:
+        """Return the ids of several texts."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return batch_of([encoding.ids for encoding in encodings])
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some ids, special tokens spelled out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
+    def open_gigatoken(self) -> Any:
+        """Return gigatoken's encoder for this vocabulary; it raises where it has none."""
+        from gigatoken.gigatoken_rs import load_hf_json  # an extra
+
+        content = orjson.loads(self._tokenizer.to_str())
+        if self._tokenizer.encode_special_tokens:
+            added = content["added_tokens"]
+            content["added_tokens"] = [token for token in added if not token["special"]]
+        return load_hf_json(orjson.dumps(content))
+
     def _end_of_document_name(self) -> str | None:
         names = (self._name,) if self._name else END_OF_DOCUMENT_NAMES
         return next((n for n in names if self._tokenizer.token_to_id(n) is not None), None)
+
+
+def _open(path: Path, merges: Path | None = None) -> tokenizers.Tokenizer:
+    if merges is None:
+        return tokenizers.Tokenizer.from_file(str(path))
+    opened = tokenizers.Tokenizer(models.BPE.from_file(str(path), str(merges)))
+    opened.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    opened.decoder = decoders.ByteLevel()
+    return opened

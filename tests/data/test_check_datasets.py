@@ -10,7 +10,8 @@ import pytest
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.schema import Config
 from megatron_gptx.data.check import check_datasets
-from megatron_gptx.data.manifest import file_sha256, manifest_path
+from megatron_gptx.data.files import file_sha256
+from megatron_gptx.data.manifest import manifest_path
 
 
 def make_config(*, vocab_size=300, seq_length=8, **data):
@@ -77,7 +78,7 @@ def test_a_missing_dataset_is_said_once(tmp_path):
 
 
 def test_the_manifest_knows_ids_that_sampling_would_miss(make_dataset, monkeypatch):
-    monkeypatch.setattr("megatron_gptx.data.check._BLOCK_TOKENS", 2)
+    monkeypatch.setattr("megatron_gptx.data.verify._BLOCK_TOKENS", 2)
     tokens = np.ones(10_000)
     tokens[5001] = 400
     dataset = make_dataset([tokens])

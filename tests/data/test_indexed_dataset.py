@@ -1,5 +1,6 @@
 """The file format, byte by byte, and every way it can be damaged."""
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -9,14 +10,8 @@ import numpy as np
 import pytest
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.indexed_dataset import (
-    DTYPES,
-    IndexedDataset,
-    IndexedDatasetWriter,
-    bin_path,
-    idx_path,
-    token_dtype,
-)
+from megatron_gptx.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter
+from megatron_gptx.data.mmididx import DTYPES, bin_path, idx_path, token_dtype
 
 
 def assemble(prefix, code, form, sequences, starts, *, modes=b"", pointers=None):
@@ -146,12 +141,16 @@ def test_a_failing_writer_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_writer_that_cannot_finish_leaves_the_old_dataset(tmp_path, make_dataset):
+def test_a_writer_that_cannot_finish_leaves_the_old_dataset(tmp_path, make_dataset, monkeypatch):
     make_dataset([[1, 2]])
     writer = IndexedDatasetWriter(tmp_path / "tokens", np.uint16)
     writer.add_document([3])
-    writer._idx_part.touch()  # in the way of the new index
-    with pytest.raises(OSError, match="exists"):
+
+    def fail(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer, "_write_index", fail)
+    with pytest.raises(OSError, match="No space"):
         writer.finalize()
     assert IndexedDataset(tmp_path / "tokens").document(0).tolist() == [1, 2]
     assert len(list(tmp_path.iterdir())) == 2
@@ -191,6 +190,70 @@ def test_parts_are_appended_as_documents(tmp_path):
     assert [dataset.document(i).tolist() for i in range(3)] == [[9], [1], [2, 3, 4]]
 
 
+@pytest.fixture
+def grown(tmp_path):
+    """Write two documents, save, then a third that is not saved; leave the files."""
+    folder = tmp_path / "aside"
+    folder.mkdir()
+    writer = IndexedDatasetWriter(tmp_path / "x", np.uint16, folder=folder)
+    writer.add_document([1, 2, 3], sequence_lengths=[1, 2])
+    writer.add_document([])
+    writer.save()
+    extent = writer.extent
+    writer.add_document([4, 5])
+    writer.close()
+    return folder, extent
+
+
+def test_a_writer_resumes_where_another_one_saved(tmp_path, grown):
+    folder, extent = grown
+    assert extent == (3, 3, 2)
+    with IndexedDatasetWriter(tmp_path / "x", np.uint16, folder=folder, resume_at=extent) as writer:
+        writer.add_document([6])
+    dataset = IndexedDataset(tmp_path / "x")
+    assert [dataset.document(i).tolist() for i in range(3)] == [[1, 2, 3], [], [6]]
+    assert dataset.lengths.tolist() == [1, 2, 0, 1]
+    assert list(folder.iterdir()) == []
+
+
+def test_a_writer_does_not_resume_what_is_gone(tmp_path, grown):
+    folder, extent = grown
+    os.truncate(folder / "dataset.bin", 5)
+    with pytest.raises(UserError, match=r"dataset\.bin: 5 bytes are left of the 6"):
+        IndexedDatasetWriter(tmp_path / "x", np.uint16, folder=folder, resume_at=extent)
+
+
+@pytest.mark.parametrize("refusal", [None, errno.EXDEV, errno.ENOSYS])
+def test_a_part_of_a_file_is_appended_whether_or_not_the_kernel_copies(
+    tmp_path, monkeypatch, refusal
+):
+    def refuse(*_):
+        raise OSError(refusal, "refused")
+
+    if refusal:
+        monkeypatch.setattr(os, "copy_file_range", refuse)
+    part = tmp_path / "part"
+    part.write_bytes(struct.pack("<5H", *range(5)))
+    with IndexedDatasetWriter(tmp_path / "x", np.uint16) as writer:
+        writer.append_file(part, np.array([1, 2]), sequences=np.array([2]), first_byte=4)
+        writer.add_document([9])
+    dataset = IndexedDataset(tmp_path / "x")
+    assert [dataset.document(i).tolist() for i in range(2)] == [[2, 3, 4], [9]]
+
+
+def test_a_full_disk_while_the_kernel_copies_is_an_error(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "copy_file_range", fail)
+    (tmp_path / "part").write_bytes(b"ab")
+    writer = IndexedDatasetWriter(tmp_path / "x", np.uint16)
+    with pytest.raises(OSError, match="No space left"):
+        writer.append_file(tmp_path / "part", np.array([1]))
+    writer.abort()
+    assert [path.name for path in tmp_path.iterdir()] == ["part"]
+
+
 def test_a_document_too_long_for_int32_becomes_several_sequences(tmp_path, monkeypatch):
     monkeypatch.setattr("megatron_gptx.data.indexed_dataset._LONGEST_SEQUENCE", 3)
     part = tmp_path / "part"
@@ -209,7 +272,8 @@ def test_a_vocabulary_of_65536_needs_int32():
 
 
 def test_checks_in_chunks_find_what_lies_between_two_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_gptx.data.indexed_dataset._CHUNK", 2)
+    for module in ("indexed_dataset", "mmididx"):
+        monkeypatch.setattr(f"megatron_gptx.data.{module}._CHUNK", 2)
     sequences = [[i] * (i % 3) for i in range(9)]
     assemble(tmp_path / "ok", 8, "H", sequences, list(range(10)))
     dataset = IndexedDataset(tmp_path / "ok")

@@ -10,9 +10,11 @@ import pytest
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.data import preprocess as preprocess_module
-from megatron_gptx.data.indexed_dataset import IndexedDataset, bin_path, idx_path
+from megatron_gptx.data.encode import Options, Vocabulary
+from megatron_gptx.data.indexed_dataset import IndexedDataset
 from megatron_gptx.data.manifest import manifest_path, read_manifest
-from megatron_gptx.data.preprocess import Options, preprocess
+from megatron_gptx.data.mmididx import bin_path, idx_path
+from megatron_gptx.data.preprocess import preprocess
 from megatron_gptx.data.sources import find_files
 from megatron_gptx.tokenizer.build import load_tokenizer
 
@@ -25,7 +27,7 @@ def corpus(tmp_path):
     lines.insert(20, "{broken")
     lines.insert(40, '{"text": 3}')
     first.write_text("\n".join(lines))
-    (tmp_path / "alone.txt").write_text("on the mat <|endoftext|> é")
+    (tmp_path / "alone.txt").write_text("on the mat <|endoftext|> é", encoding="utf-8")
     second = tmp_path / "second.jsonl"
     second.write_text(
         "".join(json.dumps({"text": f"mat {i}"}) + "\n" for i in range(9)) + '{"text": ""}'
@@ -45,7 +47,8 @@ def run(tmp_path, tokenizer_file, corpus):
 
     def run(name="x", *, files=corpus, options=Options(append_eod=True), **kwargs):  # noqa: B008
         prefix = tmp_path / "out" / name
-        return preprocess(find_files(files), prefix, tokenizer_file, options, **kwargs)
+        vocabulary = Vocabulary(str(tokenizer_file))
+        return preprocess(find_files(files), prefix, vocabulary, options, **kwargs)
 
     return run
 
@@ -60,7 +63,7 @@ def listing(prefix):
 
 
 def test_documents_are_encoded_in_order_with_their_ends(run, prefix, tokenizer_file):
-    summary = run()
+    summary = run().summary
     tokenizer = load_tokenizer(tokenizer_file)
     dataset = IndexedDataset(prefix)
     texts = [tokenizer.decode(dataset.document(i)[:-1].tolist()) for i in range(60)]
@@ -96,7 +99,7 @@ def test_units_do_not_show_in_the_bytes(run, prefix, request):
 
 
 def test_rejected_lines_are_named_with_their_place_in_the_file(run, small_units, corpus, prefix):
-    summary = run()
+    summary = run().summary
     assert summary.rejected_examples == [
         f"{corpus[0]}:21: not JSON: Expecting property name enclosed in double quotes",
         f"{corpus[0]}:41: 'text' is a number, not a string",
@@ -107,10 +110,12 @@ def test_rejected_lines_are_named_with_their_place_in_the_file(run, small_units,
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_stopping_on_an_error_leaves_nothing(run, prefix, corpus, small_units, workers):
+def test_stopping_on_an_error_leaves_no_dataset(run, prefix, corpus, small_units, workers):
     with pytest.raises(UserError, match=r"first\.jsonl:21: not JSON"):
         run(files=corpus[:1], options=Options(stop_on_error=True), workers=workers)
-    assert listing(prefix) == []
+    assert listing(prefix) == ["x.d"]
+    assert run(files=corpus[:1], options=Options(), workers=workers).resumed_parts == 0
+    assert listing(prefix) == ["x.bin", "x.d", "x.idx"]
 
 
 def test_the_same_again_is_up_to_date(run, prefix):
@@ -148,9 +153,12 @@ def test_what_a_killed_run_left_is_cleared(run, prefix):
     run()
     expected = bin_path(prefix).read_bytes()
     idx_path(prefix).unlink()
-    left = prefix.parent / "x.d" / "parts-1"
+    left = prefix.parent / "x.d" / "parts"
     left.mkdir()
-    (left / "000000.bin").write_bytes(b"junk")
+    (left / "run-1").mkdir()
+    (left / "run-1" / "00000000.bin").write_bytes(b"junk")
+    (left / "dataset.bin").write_bytes(b"junk")
+    (left.parent / "progress.json").write_text("{cut o")
     assert run() is not None
     assert bin_path(prefix).read_bytes() == expected
     assert not left.exists()
@@ -159,11 +167,11 @@ def test_what_a_killed_run_left_is_cleared(run, prefix):
 @pytest.mark.parametrize("moment", ["append_file", "finalize"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left")])
 def test_an_interruption_leaves_no_dataset(run, prefix, monkeypatch, moment, error):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise error
 
     monkeypatch.setattr(preprocess_module.IndexedDatasetWriter, moment, interrupt)
-    with pytest.raises((KeyboardInterrupt, OSError)):
+    with pytest.raises((KeyboardInterrupt, UserError)):
         run()
     monkeypatch.undo()
     assert not bin_path(prefix).exists()
@@ -196,7 +204,7 @@ def test_input_without_a_document_is_an_error(run, prefix, tmp_path):
 
 def test_ftfy_repairs_mojibake(run, prefix, tmp_path, tokenizer_file):
     (tmp_path / "m.txt").write_text("schÃ¶n")
-    run(files=[str(tmp_path / "m.txt")], options=Options(ftfy=True))
+    run(files=[str(tmp_path / "m.txt")], options=Options(ftfy="full"))
     ids = IndexedDataset(prefix).document(0).tolist()
     assert load_tokenizer(tokenizer_file).decode(ids) == "schön"
 
@@ -209,6 +217,7 @@ def test_a_tokenizer_without_an_end_of_document_is_refused_where_it_is_needed(
     bare = tmp_path / "bare.json"
     bare.write_text(text)
     files = find_files([str(tmp_path / "alone.txt")])
+    bare = Vocabulary(str(bare))
     assert preprocess(files, prefix, bare, Options()) is not None
     with pytest.raises(UserError, match=r"no token that ends a document.*--eod-token"):
         preprocess(files, prefix, bare, Options(append_eod=True), overwrite=True)

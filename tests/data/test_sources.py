@@ -1,5 +1,6 @@
 """Raw inputs of every kind, good and bad."""
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -7,15 +8,16 @@ from pathlib import Path
 import pytest
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.sources import Account, count_lines, divide, find_files, read_unit
+from megatron_gptx.data.readers import Account, Reading, count_lines, read_unit
+from megatron_gptx.data.sources import divide, find_files
 
 
-def read(path, *, stop=False, unit_bytes=1 << 20):
+def read(path, *, stop=False, unit_bytes=1 << 20, reading=Reading()):  # noqa: B008
     """Return the texts of one input, and the accounts of its units."""
     texts, accounts = [], []
     for unit in divide(find_files([str(path)]), unit_bytes=unit_bytes):
         accounts.append(Account(stop=stop))
-        texts += read_unit(unit, accounts[-1], json_key="text")
+        texts += read_unit(unit, accounts[-1], reading)
     return texts, accounts
 
 
@@ -42,9 +44,19 @@ def test_units_of_any_size_give_every_line_once(tmp_path, unit_bytes, ending):
 
 
 def test_long_lines_are_skipped_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_gptx.data.sources._SKIP_BLOCK", 5)
+    monkeypatch.setattr("megatron_gptx.data.readers._SKIP_BLOCK", 5)
+    monkeypatch.setattr("megatron_gptx.data.readers._LOOK_AHEAD", 40)
     path = write_lines(tmp_path / "x.jsonl", {"text": "a" * 500}, {"text": "b"}, {"text": "c" * 99})
     assert read(path, unit_bytes=50)[0] == ["a" * 500, "b", "c" * 99]
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert read(tmp_path / "x.jsonl.gz")[0] == ["a" * 500, "b", "c" * 99]
+    for name in ("x.jsonl", "x.jsonl.gz"):
+        reading = Reading(longest_bytes=200)
+        monkeypatch.setattr("megatron_gptx.data.readers._LINE_SLACK", 20)
+        texts, accounts = read(tmp_path / name, reading=reading)
+        assert texts == ["b", "c" * 99]
+        (account,) = accounts
+        assert account.rejected[0].reason == "longer than 200 bytes; raise --longest-document"
 
 
 BAD_LINES = {
@@ -132,12 +144,26 @@ def test_a_file_is_one_document_or_is_rejected(tmp_path):
         read(tmp_path, stop=True)
 
 
+def test_a_file_that_became_shorter_is_not_taken_for_whole(tmp_path):
+    path = write_lines(tmp_path / "x.jsonl", *[{"text": f"text {i}"} for i in range(100)])
+    units = divide(find_files([str(path)]), unit_bytes=500)
+    os.truncate(path, 700)
+    accounts = [Account() for _ in units]
+    pairs = zip(units, accounts, strict=True)
+    texts = [text for unit, account in pairs for text in read_unit(unit, account, Reading())]
+    assert texts == [f"text {i}" for i in range(len(texts))]
+    short = [account.reasons for account in accounts if account.reasons]
+    assert len(short) == len(units) - 1
+    reason = "cannot be read further: it became shorter while it was read"
+    assert all(reason in reasons for reasons in short)
+
+
 def test_a_file_that_vanished_is_rejected(tmp_path):
     (tmp_path / "a.txt").write_text("one")
     (unit,) = divide(find_files([str(tmp_path)]))
     (tmp_path / "a.txt").unlink()
     account = Account()
-    assert list(read_unit(unit, account, json_key="text")) == []
+    assert list(read_unit(unit, account, Reading())) == []
     assert account.rejected[0].reason == "No such file or directory"
 
 
@@ -175,7 +201,7 @@ def test_list_files_name_more_inputs(tmp_path):
     [
         ([], [], "no input files"),
         (["absent.txt"], [], "absent.txt: cannot be read: No such file"),
-        (["."], [], r"\.: no file below it matches \*\.jsonl or \*\.txt; use --glob"),
+        (["."], [], r"\.: no file below it matches \*\.jsonl or .* or \*\.parquet; use --glob"),
         ([], ["absent"], "absent: cannot be read as a list of files"),
     ],
 )
@@ -189,7 +215,7 @@ def test_small_files_share_a_unit_and_order_is_kept(tmp_path):
     for name, size in (("a.txt", 4), ("b.txt", 4), ("c.txt", 4), ("d.jsonl", 25), ("e.txt", 4)):
         (tmp_path / name).write_text("x" * size)
     units = divide(find_files([str(tmp_path)]), unit_bytes=10)
-    found = [([Path(p).name for p in u.paths], u.lines, u.num_bytes) for u in units]
+    found = [([Path(p).name for p in u.paths], u.span, u.num_bytes) for u in units]
     assert found == [
         (["a.txt", "b.txt"], None, 8),
         (["c.txt"], None, 4),

@@ -32,7 +32,8 @@ class Work:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_unit_gives_its_result(workers):
-    results = dict(WorkerPool(Work, 100, workers).run(range(7)))
+    with WorkerPool(Work, 100, workers) as pool:
+        results = dict(pool.run(range(7)))
     assert results == {i: i + 100 for i in range(7)}
     assert not multiprocessing.active_children()
 
@@ -48,13 +49,12 @@ def test_every_unit_gives_its_result(workers):
     ],
 )
 def test_a_worker_that_fails_ends_the_run_at_once(unit, error, message):
-    with pytest.raises(error, match=message):
-        list(WorkerPool(Work, 0, 2).run([1, unit, 2, 3]))
+    with pytest.raises(error, match=message), WorkerPool(Work, 0, 2) as pool:
+        list(pool.run([1, unit, 2, 3]))
     assert not multiprocessing.active_children()
 
 
 def test_no_worker_survives_a_run_that_is_given_up():
-    run = WorkerPool(Work, 0, 2).run(range(100))
-    next(run)
-    run.close()
+    with WorkerPool(Work, 0, 2) as pool:
+        next(pool.run(range(100)))
     assert not multiprocessing.active_children()

@@ -61,6 +61,23 @@ def test_a_document_is_shown_as_ids_or_as_text(folder):
     assert done.stdout == "hällo<|endoftext|>\n"
 
 
+def test_repeated_documents_are_counted_and_lengths_drawn(folder):
+    with IndexedDatasetWriter(folder / "many", np.uint16) as writer:
+        for document in ([1, 2], [3], [1, 2], [], [], [3], [1, 2], [4]):
+            writer.add_document(document)
+    done = inspect(folder, "many", "--duplicates", "--png", "lengths.png")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-4:] == [
+        "duplicates   3 documents repeat an earlier one, 5 tokens (55.56%)",
+        "              3 times document 0",
+        "              2 times document 1",
+        "picture      lengths.png",
+    ]
+    assert (folder / "lengths.png").read_bytes().startswith(b"\x89PNG")
+    done = inspect(folder, "many", "--png", "lengths.nothing")
+    assert (done.returncode, "lengths.nothing: cannot be written" in done.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,8 +1,10 @@
 """The command line, its messages, and how it is interrupted."""
 
 import contextlib
+import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,8 +53,10 @@ def test_a_corpus_becomes_a_dataset_with_a_summary(folder):
     assert done.returncode == 0
     assert done.stderr == "rejected in.jsonl:2: 'text' is a number, not a string\n"
     assert "documents    1 from 1 files" in done.stdout
-    assert "tokens       6 (0.83 bytes per token)" in done.stdout
+    assert "tokens       6 (1.200 tokens per byte)" in done.stdout
     assert "rejected     1 (1 'text' is a number, not a string)" in done.stdout
+    assert re.search(r"^engine       (gigatoken|tokenizers) [\d.]+", done.stdout, re.MULTILINE)
+    assert "MB/s, " in done.stdout
     assert IndexedDataset(folder / "out" / "data").num_tokens == 6
     assert preprocess(folder, "in.jsonl", "--append-eod").stdout == "out/data: up to date\n"
 
@@ -73,6 +77,65 @@ def test_every_option_reaches_the_dataset(folder):
     assert len({int(dataset.document(i)[-1]) for i in range(3)}) == 1
     assert preprocess(folder, "in.jsonl").returncode == 2
     assert preprocess(folder, "in.jsonl", "--overwrite").returncode == 0
+
+
+def test_each_of_several_keys_becomes_a_dataset_of_its_own(folder):
+    for option in (("--json-keys", "text", "code"), ("--json-key", "text", "--json-key", "code")):
+        done = preprocess(folder, "--input", "in.jsonl", *option, "--overwrite")
+        assert done.returncode == 0, done.stderr
+        sizes = {key: IndexedDataset(folder / "out" / f"data_{key}") for key in ("text", "code")}
+        assert {key: each.num_documents for key, each in sizes.items()} == {"text": 1, "code": 2}
+        assert not (folder / "out" / "data.idx").exists()
+
+
+def test_the_options_of_other_tools_are_understood(folder):
+    (folder / "b.jsonl").write_text(json.dumps({"content": "schÃ¶n"}))
+    done = subprocess.run(
+        [
+            *(sys.executable, str(TOOL), "--input", "b.jsonl,b.jsonl", "--json-keys", "content"),
+            *("--vocab-file", "tokenizer.json", "--tokenizer-type", "HFTokenizer"),
+            *("--dataset-impl", "mmap", "--append-eod", "--ftfy", "--log-interval", "100"),
+            *("--workers", "1", "--output-prefix", "out/data"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [
+        "--tokenizer-type has no effect here",
+        "--dataset-impl has no effect here",
+        "--log-interval has no effect here",
+    ]
+    # "schön" is six bytes in UTF-8.
+    assert IndexedDataset(folder / "out" / "data").document_lengths(0, 2).tolist() == [7, 7]
+
+
+def test_lines_can_be_piped_in(folder):
+    line = json.dumps({"text": "piped", "code": "x"})
+    run = {"capture_output": True, "text": True, "check": False, "cwd": folder}
+    run["env"] = {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments = command(folder, "-", "--json-keys", "text", "code")
+    done = subprocess.run(arguments, input=f"{line}\n{line}\n", **run)
+    assert done.returncode == 0, done.stderr
+    assert IndexedDataset(folder / "out" / "data_text").num_documents == 2
+    done = subprocess.run(arguments, input=f"{line}\n{line}\n", **run)
+    assert done.stdout == "out/data_text: up to date\nout/data_code: up to date\n"
+    assert sorted(path.name for path in (folder / "out").iterdir() if path.is_dir()) == [
+        *("data_code.d", "data_text.d")
+    ]
+
+
+def test_special_tokens_in_text_become_text_an_id_or_an_error(folder):
+    (folder / "b.jsonl").write_text(json.dumps({"text": "a<|endoftext|>"}))
+    lengths = {}
+    for choice in ("text", "keep", "error"):
+        done = preprocess(folder, "b.jsonl", "--special-tokens-in-text", choice, "--overwrite")
+        lengths[choice] = done.returncode or IndexedDataset(folder / "out" / "data").num_tokens
+    assert lengths == {"text": 14, "keep": 2, "error": 2}
+    assert "b.jsonl:1: spells out the special token '<|endoftext|>'" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -100,7 +163,7 @@ def test_mistakes_give_one_message_and_status_2(folder, arguments, message):
 def start_long_run(folder):
     """Start a run of two workers that takes a while; return it once parts are being written."""
     line = json.dumps({"text": "some words to encode " * 200})
-    (folder / "big.jsonl").write_text(f"{line}\n" * 3000)
+    (folder / "big.jsonl").write_text(f"{line}\n" * 20_000)
     started = []
 
     def start():
@@ -113,7 +176,9 @@ def start_long_run(folder):
             start_new_session=True,
         )
         started.append(running)
-        wait_until(lambda: list((folder / "out").glob("data.d/parts-*/0*.bin")))
+        joined = folder / "out" / "data.d" / "parts" / "dataset.bin"
+        # A part has 8 MB: the first one is done when the second one is appended.
+        wait_until(lambda: joined.exists() and joined.stat().st_size > 9_000_000)
         assert running.poll() is None
         return running
 
@@ -123,12 +188,15 @@ def start_long_run(folder):
             os.killpg(running.pid, signal.SIGKILL)
 
 
-def test_control_c_leaves_nothing_and_no_process(folder, start_long_run):
+KEPT = "interrupted\nout/data.d keeps what is done: the same command goes on\n"
+
+
+def test_control_c_leaves_no_dataset_and_no_process(folder, start_long_run):
     running = start_long_run()
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does: the workers get it too
-    assert running.communicate(timeout=30)[1] == "interrupted: nothing was written\n"
+    assert running.communicate(timeout=30)[1] == KEPT
     assert running.returncode == 130
-    assert list((folder / "out").iterdir()) == []
+    assert [path.name for path in (folder / "out").iterdir()] == ["data.d"]
     wait_until(lambda: not alive(running.pid))
 
 
@@ -143,6 +211,23 @@ def test_workers_of_a_killed_run_end_and_the_next_run_is_whole(folder, start_lon
     assert [path.name for path in (folder / "out" / "data.d").iterdir()] == ["manifest.json"]
 
 
+def test_workers_end_with_their_run_in_the_middle_of_a_file(folder):
+    line = json.dumps({"text": "some words to encode " * 200})
+    with gzip.open(folder / "big.jsonl.gz", "wb", compresslevel=1) as file:
+        for _ in range(80):
+            file.write((f"{line}\n" * 1000).encode())  # a minute of work in one unit
+    running = subprocess.Popen(
+        command(folder, "big.jsonl.gz", "--workers", 2, "--engine", "reference"),
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    wait_until(lambda: any((folder / "out" / "data.d" / "parts").glob("run-*/00000000.bin")))
+    running.kill()
+    running.wait()
+    wait_until(lambda: not alive(running.pid))
+
+
 def test_a_killed_worker_ends_the_run_with_a_message(folder, start_long_run):
     running = start_long_run()
     (worker, *_) = [
@@ -154,7 +239,7 @@ def test_a_killed_worker_ends_the_run_with_a_message(folder, start_long_run):
     message = running.communicate(timeout=30)[1]
     assert running.returncode == 2
     assert f"worker process {worker} was killed by signal 9 while it worked on big.jsonl" in message
-    assert list((folder / "out").iterdir()) == []
+    assert [path.name for path in (folder / "out").iterdir()] == ["data.d"]
     wait_until(lambda: not alive(running.pid))
 
 

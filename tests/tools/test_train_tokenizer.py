@@ -55,6 +55,13 @@ def test_another_tokenizer_in_the_way_is_refused_or_replaced(folder):
     assert train(folder, "a.txt", "--vocab-size", 262).returncode == 2
 
 
+@pytest.mark.parametrize("model", ["wordpiece", "unigram"])
+def test_other_models_can_be_learned(folder, model):
+    done = train(folder, "a.txt", "--vocab-size", 270, "--model", model)
+    assert done.returncode == 0, done.stderr
+    assert load_tokenizer(folder / "out" / "t.json").end_of_document == 0
+
+
 def test_a_small_text_says_that_it_offers_fewer_ids(folder):
     done = train(folder, ".", "--glob", "*.txt", "--vocab-size", 9000)
     assert done.returncode == 0

@@ -1,0 +1,81 @@
+"""Vocabularies of SentencePiece."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from megatron_gptx.config.errors import UserError
+from megatron_gptx.tokenizer.base import (
+    END_OF_DOCUMENT_NAMES,
+    Batch,
+    batch_of,
+    files_fingerprint,
+    no_end_of_document,
+)
+
+
+class SentencePieceTokenizer:
+    """A Tokenizer over a .model file.
+
+    SentencePiece itself never reads a control symbol from text, so text is always only text.
+
+    Args:
+        path: the file.
+        end_of_document_name: the piece that ends a document; null looks for the usual ones.
+    """
+
+    def __init__(self, path: Path, *, end_of_document_name: str | None = None) -> None:
+        try:
+            import sentencepiece  # an extra
+        except ImportError as error:
+            raise UserError(
+                f"{path}: needs the package sentencepiece: pip install 'megatron_gptx[data]'"
+            ) from error
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            raise UserError(f"{path}: not a SentencePiece model: {error}") from error
+        self.path = path
+        self.fingerprint = files_fingerprint(path)
+        self.engine = f"sentencepiece {version('sentencepiece')}"
+        self._name = end_of_document_name
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return self._processor.get_piece_size()
+
+    @property
+    def end_of_document(self) -> int:
+        """The id that ends a document."""
+        for name in (self._name,) if self._name else END_OF_DOCUMENT_NAMES:
+            number = self._processor.piece_to_id(name)
+            if self._processor.id_to_piece(number) == name:  # unknown names give the unknown id
+                return number
+        raise UserError(no_end_of_document(self.path, self._name))
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """The control symbols."""
+        processor = self._processor
+        numbers = filter(processor.is_control, range(self.vocab_size))
+        return frozenset(processor.id_to_piece(number) for number in numbers)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text."""
+        return self._processor.encode(text, out_type=int)
+
+    def encode_batch(self, texts: Sequence[str]) -> Batch:
+        """Return the ids of several texts."""
+        return batch_of(self._processor.encode(list(texts), out_type=int, num_threads=1))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of some ids; control symbols have none."""
+        return self._processor.decode(list(ids))
+
+    def open_gigatoken(self) -> Any:
+        """Return gigatoken's encoder for this vocabulary; it raises where it has none."""
+        import gigatoken  # an extra
+
+        return gigatoken.Tokenizer.from_sentencepiece(self.path).backend

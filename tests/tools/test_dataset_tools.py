@@ -1,0 +1,98 @@
+"""merge, split and verify on the command line: what they print, and their messages."""
+
+import json
+
+import numpy as np
+import pytest
+
+from megatron_gptx.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter
+from megatron_gptx.data.mmididx import bin_path
+from megatron_gptx.tokenizer.train import train_byte_level_bpe
+from tools import merge_datasets, preprocess_data, split_dataset, verify_dataset
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Go to a folder with a tokenizer and a dataset of ten documents."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.json").write_text(train_byte_level_bpe(["a b"], vocab_size=257))
+    lines = [json.dumps({"text": f"text {i}"}) for i in range(10)]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    arguments = ["in.jsonl", "--tokenizer", "t.json", "--output-prefix", "data", "--append-eod"]
+    assert preprocess_data.main(arguments) == 0
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder, capsys):
+    """Run a tool; return its status, output and messages."""
+
+    def run(tool, *arguments):
+        capsys.readouterr()
+        status = tool.main([*map(str, arguments)])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+def test_what_was_divided_and_merged_again_is_the_same(run, folder):
+    status, output, _ = run(split_dataset, "data", "--shares", "7,3,0")
+    assert status == 0
+    assert output == "data_train: 7 documents, 49 tokens\ndata_valid: 3 documents, 21 tokens\n"
+    status, output, _ = run(merge_datasets, "data_train", "data_valid", "--output-prefix", "again")
+    assert status == 0
+    assert output.splitlines() == [
+        "dataset      again",
+        "documents    10 in 10 sequences",
+        "tokens       70 as uint16",
+    ]
+    assert bin_path("again").read_bytes() == bin_path("data").read_bytes()
+    status, output, _ = run(verify_dataset, "data", "again", "data_valid", "--tokenizer", "t.json")
+    assert status == 0
+    checked = "checked: sizes and pointers, ids below 257, document ends, checksums, tokenizer"
+    assert output.splitlines()[0] == f"data: 10 documents, 70 tokens; {checked}"
+    assert [line.endswith(checked) for line in output.splitlines()] == [True] * 3
+
+
+def test_a_share_without_documents_is_said(run):
+    status, output, message = run(split_dataset, "data", "--shares", "1,0", "--output-prefix", "p")
+    assert (status, output) == (0, "p_train: 10 documents, 70 tokens\n")
+    assert message == "p_valid: no document falls to it\n"
+
+
+def test_a_damaged_dataset_is_found_and_the_others_are_looked_at_all_the_same(run, folder):
+    with IndexedDatasetWriter(folder / "plain", np.uint16) as writer:
+        writer.add_document([300])
+    content = bytearray(bin_path("data").read_bytes())
+    content[-1] ^= 1
+    bin_path("data").write_bytes(content)
+    status, output, message = run(verify_dataset, "absent", "data", "plain")
+    assert status == 2
+    assert output == "plain: 1 documents, 1 tokens; checked: sizes and pointers, ids not negative\n"
+    lines = message.splitlines()
+    assert "absent.idx: no such file" in lines[0]
+    assert any("data.bin: damaged between bytes 0 and 140" in line for line in lines)
+    assert any("do not end with id 0" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "message"),
+    [
+        (merge_datasets, ["absent", "--output-prefix", "x"], "absent.idx: no such file"),
+        (merge_datasets, ["data", "--output-prefix", "data"], "data: is an input as well"),
+        (split_dataset, ["absent", "--shares", "1"], "absent.idx: no such file"),
+        (split_dataset, ["data", "--shares", "a,b"], "must be numbers such as 969,30,1, got 'a,b'"),
+        (split_dataset, ["data", "--shares", "0,0"], "must be numbers such as"),
+        (split_dataset, ["data", "--shares=-1,2"], "must be numbers such as"),
+        (split_dataset, ["data", "--shares", "1,1,1,1"], "4 parts, but --names names 'train,"),
+        (split_dataset, ["data", "--shares", "1,1", "--names", "a,a"], "--names names 'a,a'"),
+        (verify_dataset, ["data", "--tokenizer", "no.json"], "no.json: no such tokenizer"),
+    ],
+)
+def test_mistakes_give_one_message_and_status_2(run, tool, arguments, message):
+    status, _, printed = run(tool, *arguments)
+    assert status == 2
+    assert message in printed
+    assert len(printed.splitlines()) == 1
+    assert IndexedDataset("data").num_documents == 10
