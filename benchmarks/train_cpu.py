@@ -1,9 +1,10 @@
 """Measure training on this CPU, in tokens per second, with and without our kernels.
 
-Ours is what `train.py` runs: DeepSpeed's pipeline engine with one stage and one rank, once with the
-kernels and once in plain PyTorch. Beside them stands x-transformers in a plain loop with the same
-switches, sizes, batches, clipping and optimizer. All take turns in one process, so that whatever
-else the machine does slows all: the ratios mean more than the speeds.
+Ours is what `train.py` runs: DeepSpeed's pipeline engine with one stage and one rank, with the
+kernels, in plain PyTorch, and in plain PyTorch with attention as its definition reads. Beside them
+stands x-transformers in a plain loop with the same switches, sizes, batches, clipping and
+optimizer. All take turns in one process, so that whatever else the machine does slows all: the
+ratios mean more than the speeds.
 Beside other busy programs set OMP_WAIT_POLICY=passive: threads that spin make a lottery of it.
 """
 
@@ -19,9 +20,10 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from x_transformers import Decoder, TransformerWrapper
 from x_transformers.x_transformers import LayerScale
@@ -35,6 +37,7 @@ from megatron_gptx.config.schema import Config
 from megatron_gptx.data.files import write_aside
 from megatron_gptx.data.loader import MicroBatch
 from megatron_gptx.distributed.process import Process, run_worker
+from megatron_gptx.ops.attention import attention_reference
 
 Step = list[MicroBatch]
 WARMUP_STEPS = 5
@@ -51,7 +54,7 @@ for want of ReZero, its LayerScale of width 1 stands behind every branch, and no
 
 
 class Side(NamedTuple):
-    """One of the three; `train` updates the weights once and returns the loss before that."""
+    """One of the four; `train` updates the weights once and returns the loss before that."""
 
     name: str
     model: nn.Module
@@ -75,6 +78,19 @@ def build_ours(config: Config, process: Process, backend: Backend) -> Side:
         return engine.train_step(step, step=number, lr=config.optimizer.lr).loss
 
     return Side(f"ours, {backend}", engine.deepspeed.module, train)
+
+
+def as_defined(side: Side) -> Side:
+    """Return the same training with attention as `attention_reference` defines it."""
+
+    def eager(q: Tensor, k: Tensor, v: Tensor, *, reuse_scores: bool, backend: str, **options: Any):
+        return attention_reference(q, k, v, **options)
+
+    def train(step: Step, number: int) -> float:
+        with patch("megatron_gptx.model.attention.attention", eager):
+            return side.train(step, number)
+
+    return Side("ours, as defined", side.model, train)
 
 
 def build_theirs(config: Config) -> Side:
@@ -149,8 +165,12 @@ def compare(config: Config, options: argparse.Namespace, process: Process) -> No
     torch.manual_seed(config.training.seed)
     show = partial(print, file=process.console)
     show(f"threads {options.threads}, PyTorch {torch.__version__}, {SETTINGS}\n{DIFFERENCES}")
-    backends: tuple[Backend, ...] = ("fused", "reference")
-    sides = [*(build_ours(config, process, backend) for backend in backends), build_theirs(config)]
+    sides = [
+        build_ours(config, process, "fused"),
+        build_ours(config, process, "reference"),
+        as_defined(build_ours(config, process, "reference")),
+        build_theirs(config),
+    ]
     steps = random_steps(config, WARMUP_STEPS + options.pairs * options.steps_per_block)
     for side in sides:
         losses = [side.train(steps[number], number) for number in range(WARMUP_STEPS)]
