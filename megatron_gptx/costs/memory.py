@@ -264,7 +264,7 @@ def _end_kept(model: ModelConfig, rows: int, width: int) -> int:
 
 
 def _end_working(config: Config) -> int:
-    """Return two gradients of the loss, as wide as the vocabulary; on a CPU kernels need neither."""
+    """Return two gradients of the loss, as wide as the vocabulary; CPU kernels need neither."""
     return 2 * _logits(config.model, config.batch.micro_size, FLOAT)
 
 
