@@ -3,8 +3,9 @@
 The rivals are the same formulas in eager PyTorch, the same through torch.compile, x-transformers'
 attention, and PyTorch's dense attention with ALiBi, which computes something else. Times are those
 of device events; forms take turns, each over several input sets, so that none finds its inputs in a
-cache. Before anything is timed, every form is compared with float64. Beside the kernels' times
-stands the share of the bandwidth that a copy reaches in the same run.
+cache. Before anything is timed, attention in every form that is not compiled and our softmax are
+compared with float64. Beside the kernels' times stands the share of the bandwidth that a copy
+reaches in the same run.
 """
 
 import argparse

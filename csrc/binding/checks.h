@@ -5,7 +5,6 @@
 #include <c10/util/Exception.h>
 
 #include <optional>
-#include <vector>
 
 namespace gptx {
 

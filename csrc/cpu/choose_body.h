@@ -283,15 +283,16 @@ void pack(const float* rows, int64_t stride, int64_t num_keys, int64_t d, Panels
   for (int64_t panel = 0; panel < num_panels(num_keys); ++panel) {
     const int64_t first = panel * kPanel, count = std::min(kPanel, num_keys - first);
     float* to = panels.data.data() + first * d;
-    float squares[kPanel] = {};
+    // In float64, where the square of no float32 is lost.
+    double squares[kPanel] = {};
     for (int64_t c = 0; c < d; ++c, to += kPanel) {
       for (int64_t n = 0; n < count; ++n) to[n] = rows[(first + n) * stride + c];
       for (int64_t n = count; n < kPanel; ++n) to[n] = 0;
-      for (int64_t n = 0; n < kPanel; ++n) squares[n] += to[n] * to[n];
+      for (int64_t n = 0; n < kPanel; ++n) squares[n] += double(to[n]) * to[n];
     }
-    float longest = 0;
+    double longest = 0;
     // A length that is no number is the longest.
-    for (float square : squares) longest = longest != longest || square <= longest ? longest : square;
+    for (double square : squares) longest = longest != longest || square <= longest ? longest : square;
     panels.longest[panel] = std::sqrt(longest);
   }
 }

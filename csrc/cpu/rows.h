@@ -21,7 +21,7 @@ struct Panels {
   Panels(int64_t num_keys, int64_t d)
       : data(num_panels(num_keys) * kPanel * d), longest(num_panels(num_keys)) {}
   std::vector<float> data;
-  std::vector<float> longest;
+  std::vector<double> longest;
 };
 
 // Consecutive queries of one head and what they may look at. The score of query i for key j is

@@ -4,9 +4,10 @@
 //
 // V offers: W lanes; kRows queries by kColumns vectors of keys, whose sums fit into the registers; fill,
 // load, load_part (n < W lanes, the others as given), store, store_part; add, mul; fma(a, b, c) =
-// a * b + c; divide; larger(a, b), which is b where either is NaN; with_sign_of(a, b), a >= 0; power_of_two of whole numbers from -127,
-// for which it is 0, to 127; sum; positions (0, 1, 2, ...); not_at_most and unordered, which give one
-// bit per lane; and Eight, a descending list of keys, whose insert returns the one that it drops.
+// a * b + c; divide; larger(a, b), which is b where either is NaN; with_sign_of(a, b), a >= 0;
+// power_of_two of whole numbers from -127, for which it is 0, to 127; sum; positions (0, 1, 2, ...);
+// not_at_most and unordered, which give one bit per lane; and Eight, a descending list of keys, whose
+// insert returns the one that it drops.
 
 #include "choose_body.h"
 #include "exp_body.h"

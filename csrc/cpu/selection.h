@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/clamp.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -31,11 +32,12 @@ struct Selection {
   }
 };
 
-// First visible keys, (b, s), or null pointers for the first of all.
+// First visible keys, (b, s), or null pointers for the first of all. Those before the first key or
+// behind the last mean all keys or none.
 class RowStarts {
  public:
-  explicit RowStarts(const std::optional<at::Tensor>& row_start)
-      : tensor_(row_start ? row_start->contiguous() : at::Tensor()) {}
+  RowStarts(const std::optional<at::Tensor>& row_start, int64_t num_keys)
+      : tensor_(row_start ? at::clamp(*row_start, 0, num_keys).contiguous() : at::Tensor()) {}
   const int32_t* batch(int64_t index) const {
     return tensor_.defined() ? tensor_.data_ptr<int32_t>() + index * tensor_.size(1) : nullptr;
   }

@@ -66,7 +66,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backwa
   float* prev_data = needs_grad_prev ? grad_prev.data_ptr<float>() : nullptr;
   const int32_t* kept_data = kept.data_ptr<int32_t>();
   const float* weights_data = weights.data_ptr<float>();
-  const RowStarts starts(selection.row_start);
+  const RowStarts starts(selection.row_start, t);
   const Dropout dropout(selection.dropout_p, selection.seed);
   const float scale = static_cast<float>(1 / std::sqrt(static_cast<double>(d)));
   const int64_t block = s ? rows_per_block(s, t) : 1;

@@ -32,7 +32,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> topk_attention(
   const bool in_place = carry_data && carry_data == prev_data;
   int32_t* kept_data = kept.data_ptr<int32_t>();
   float* weights_data = weights.data_ptr<float>();
-  const RowStarts starts(selection.row_start);
+  const RowStarts starts(selection.row_start, t);
   const Dropout dropout(selection.dropout_p, selection.seed);
   const std::vector<float> slope = selection.slope_of_heads(h);
   const float scale = static_cast<float>(1 / std::sqrt(static_cast<double>(d)));

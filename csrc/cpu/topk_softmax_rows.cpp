@@ -26,7 +26,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> topk_softmax(const at::Tensor& sc
   float* probs_data = probs.data_ptr<float>();
   int32_t* kept_data = kept.data_ptr<int32_t>();
   float* weights_data = weights.data_ptr<float>();
-  const RowStarts starts(selection.row_start);
+  const RowStarts starts(selection.row_start, t);
   const Dropout dropout(selection.dropout_p, selection.seed);
   const std::vector<float> slope = selection.slope_of_heads(h);
   const int64_t num_blocks = (s + kBlock - 1) / kBlock;

@@ -43,7 +43,8 @@ def choose_backend(
             device_type, torch.float32, top_k=config.top_k, num_keys=num_keys
         )
 
-    for_attention, for_projections = against_attention(), linear.unsupported(device_type)
+    for_attention = against_attention()
+    for_projections = linear.unsupported(device_type, torch.float32)
     if backend == "reference":
         for_attention = for_projections = "ops.backend asks for it"
     elif not (for_attention and for_projections):

@@ -18,7 +18,7 @@ from megatron_gptx.ops import library
 from megatron_gptx.ops.composed_attention import composed_attention
 from megatron_gptx.ops.dropout import draw_seed, survival
 from megatron_gptx.ops.fused_attention import fused_attention
-from megatron_gptx.ops.sight import key_offset, unseen
+from megatron_gptx.ops.sight import check_selection, key_offset, unseen
 from megatron_gptx.ops.sparse_attention import sparse_attention
 from megatron_gptx.ops.topk_softmax import MOST_CUDA_KEYS, keep_best
 
@@ -66,11 +66,13 @@ def attention(
         rounded to bf16, every seventh row would tie at its k-th key.
 
     Raises:
+        ValueError: there are more queries than keys, or top_k is below 1.
         UserError: the kernels were asked for and cannot run.
 
     Sources: Explicit Sparse Transformer, arXiv:1912.11637; RealFormer, arXiv:2012.11747; ALiBi,
     arXiv:2108.12409.
     """
+    check_selection(q.shape[-2], k.shape[-2], top_k)
     if backend != "reference":
         reason = unsupported(q.device.type, q.dtype, top_k=top_k, num_keys=k.shape[-2])
         if reason is None and not library.loaded():

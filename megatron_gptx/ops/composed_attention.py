@@ -113,8 +113,9 @@ def _products(
     `out` may be `added_to`, if contiguous; None for new memory.
     """
     if out is None:
-        shape = (*a.shape[:3], b.shape[2])
-        out = a.new_empty(shape, dtype=torch.float32) if added_to is None else added_to.clone()
+        out = a.new_empty(*a.shape[:3], b.shape[2], dtype=torch.float32)
+        if added_to is not None:
+            out.copy_(added_to)
     rounds = a.is_cuda and a.dtype in (torch.bfloat16, torch.float16)
     # A GPU multiplies such numbers as they are, and adds in float32; a CPU has to widen them.
     options = {"out_dtype": torch.float32} if rounds else {}

@@ -82,6 +82,12 @@ def register() -> None:
     torch.library.register_fake(IN_PLACE, _in_place_shapes)
     torch.library.register_fake(BACKWARD, _backward_shapes)
     torch.library.register_autograd(FORWARD, _backward, setup_context=_save)
+    # Without a rule, PyTorch would take the gradient's own gradient for 0.
+    torch.library.register_autograd(BACKWARD, _backward_twice)
+
+
+def _backward_twice(ctx: Any, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    raise RuntimeError("top-k attention can be differentiated once only")
 
 
 def _forward_shapes(

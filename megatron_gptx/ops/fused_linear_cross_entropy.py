@@ -43,7 +43,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         # In float64, for there may be thousands of blocks.
         total = torch.zeros((), dtype=torch.float64)
-        rows = max(BLOCK // len(weight), 16)
+        rows = max(BLOCK // max(len(weight), 1), 16)
         for first in range(0, len(x), rows):
             block, block_labels = x[first : first + rows], labels[first : first + rows]
             logits = product(block, weight)

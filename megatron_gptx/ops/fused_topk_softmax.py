@@ -17,6 +17,12 @@ def register() -> None:
     torch.library.register_fake(FORWARD, _forward_shapes)
     torch.library.register_fake(BACKWARD, _backward_shapes)
     torch.library.register_autograd(FORWARD, _backward, setup_context=_save)
+    # Without a rule, PyTorch would take the gradient's own gradient for 0.
+    torch.library.register_autograd(BACKWARD, _backward_twice)
+
+
+def _backward_twice(ctx: Any, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    raise RuntimeError("top-k softmax can be differentiated once only")
 
 
 def _forward_shapes(

@@ -9,6 +9,9 @@ from megatron_gptx.config.ops import Backend
 from megatron_gptx.ops import library
 from megatron_gptx.ops.fused_linear import Activation, FusedLinear
 
+# Asked once: a compiler cannot trace the question.
+HAS_ONEDNN = torch.backends.mkldnn.is_available()
+
 
 def linear(
     x: Tensor,
@@ -40,22 +43,30 @@ def linear(
     Source of GELU: Hendrycks and Gimpel 2016, arXiv:1606.08415.
     """
     if backend != "reference":
-        reason = unsupported(x.device.type)
+        reason = unsupported(x.device.type, x.dtype)
         if reason is None and not library.loaded():
             reason = "its kernels are not loaded"
         if reason is None:
-            y = FusedLinear.apply(x.flatten(0, -2), weight, bias, activation)
-            return y.unflatten(0, x.shape[:-1])
+            m, f = x.shape[-1], weight.shape[0]
+            if weight.shape != (f, m) or (bias is not None and bias.shape != (f,)):
+                raise ValueError(
+                    f"weight must be (f, m) and bias (f,) for x (..., {m}), got "
+                    f"{tuple(weight.shape)} and {None if bias is None else tuple(bias.shape)}"
+                )
+            rows = x.reshape(-1, m) if x.numel() else x.flatten(0, -2)
+            return FusedLinear.apply(rows, weight, bias, activation).view(*x.shape[:-1], f)
         if backend == "fused":
             raise UserError(f"the fused linear cannot run: {reason}; set ops.backend to auto")
     return linear_reference(x, weight, bias, activation=activation)
 
 
-def unsupported(device_type: str) -> str | None:
-    """Return why the kernels cannot run on such a device, or None where they can, once loaded."""
+def unsupported(device_type: str, dtype: torch.dtype) -> str | None:
+    """Return why the kernels cannot take such an x, or None where they can, once loaded."""
     if device_type != "cpu":
         return f"there is no kernel for the device type {device_type}"
-    if not torch.backends.mkldnn.is_available():
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"the kernels take float32, bfloat16 and float16, not {dtype}"
+    if not HAS_ONEDNN:
         return "this PyTorch is built without oneDNN"
     return None
 

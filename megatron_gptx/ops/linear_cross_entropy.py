@@ -34,7 +34,7 @@ def linear_cross_entropy(
         UserError: the kernels were asked for and cannot run.
     """
     if backend != "reference":
-        reason = unsupported(x.device.type)
+        reason = unsupported(x.device.type, x.dtype)
         if reason is None and not library.loaded():
             reason = "its kernels are not loaded"
         if reason is None:

@@ -4,6 +4,20 @@ import torch
 from torch import Tensor
 
 
+def check_selection(s: int, t: int, top_k: int | None) -> None:
+    """Refuse what no form of attention computes.
+
+    Raises:
+        ValueError: there are more queries than keys, or top_k is below 1.
+    """
+    if s > t:
+        raise ValueError(
+            f"there are {s} queries for {t} keys; the queries are the last of the keys' positions"
+        )
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+
+
 def unseen(s: int, t: int, row_start: Tensor | None, device: torch.device) -> Tensor:
     """Return a mask of the keys that a query does not see.
 

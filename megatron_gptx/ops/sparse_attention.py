@@ -110,16 +110,16 @@ def _scores(q: Tensor, k: Tensor, prev_scores: Tensor | None) -> Tensor:
 
 
 def _penalise(scores: Tensor, slopes: Tensor | None, *, in_place: bool) -> Tensor:
-    """Return z: one pass over the scores, since a positive slope times -inf masks as well."""
+    """Return z, -inf for keys in a query's future, whatever their scores are."""
     s, t = scores.shape[-2:]
     offset = key_offset(s, t, scores.dtype, scores.device)
     future = offset > 0
-    slope = offset.new_ones(1) if slopes is None else slopes.to(scores.dtype)
-    offset = (torch.zeros_like(offset) if slopes is None else offset).masked_fill(
-        future, -torch.inf
-    )
-    out = scores if in_place else None
-    return torch.addcmul(scores, slope.view(-1, 1, 1), offset, out=out)
+    if slopes is not None:
+        slope = slopes.to(scores.dtype).view(-1, 1, 1)
+        scores = torch.addcmul(scores, slope, offset, out=scores if in_place else None)
+    elif not in_place:
+        scores = scores.clone()
+    return scores.masked_fill_(future, -torch.inf)
 
 
 def _select(z: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

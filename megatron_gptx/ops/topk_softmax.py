@@ -11,7 +11,7 @@ from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.ops import Backend
 from megatron_gptx.ops import library
 from megatron_gptx.ops.dropout import survival
-from megatron_gptx.ops.sight import key_offset, unseen
+from megatron_gptx.ops.sight import check_selection, key_offset, unseen
 
 # kMostKeys of csrc/cuda/topk_softmax_launch.h
 MOST_CUDA_KEYS = 16384
@@ -30,8 +30,8 @@ def topk_softmax(
     """Return attention probabilities that are zero outside each row's k largest z.
 
     A row keeps exactly min(top_k, keys it sees); of equal z the most recent key wins. The choice is
-    a constant to the gradient. A row that sees no key is zero. A row in which a z is no number
-    keeps its most recent keys, and their probabilities are no numbers.
+    a constant to the gradient. A row that sees no key is zero. In a row in which a z is no number,
+    the kept probabilities are none either.
 
     Args:
         scores: (b, h, s, t); the s queries are the last of the t positions.
@@ -47,10 +47,12 @@ def topk_softmax(
         (b, h, s, t) in the scores' type.
 
     Raises:
+        ValueError: there are more queries than keys, or top_k is below 1.
         UserError: the kernel was asked for and cannot run.
 
     Source: Zhao et al. 2019, "Explicit Sparse Transformer", arXiv:1912.11637, section 3.
     """
+    check_selection(scores.shape[-2], scores.shape[-1], top_k)
     reason = "asked for the reference" if backend == "reference" else unsupported(scores)
     if reason is None:
         probs, _, _ = torch.ops.gptx.topk_softmax(scores, slopes, top_k, row_start, dropout_p, seed)

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron_gptx.ops import attention as op
 from megatron_gptx.ops.attention import attention_reference
+from megatron_gptx.ops.topk_softmax import topk_softmax
 from tests.numerics import assert_all_as_accurate
 from tests.ops.attention_inputs import SLOPES, B, D, H, T, quantised_inputs, random_inputs, run
 
@@ -231,3 +232,25 @@ def test_a_recomputed_forward_pass_gives_the_same_gradients():
 
     kept, recomputed = gradients()
     assert all(torch.equal(a, b) for a, b in zip(kept, recomputed, strict=True))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("slopes", [SLOPES, None])
+def test_a_bad_key_spoils_no_query_that_does_not_see_it(bad, slopes):
+    q, k, v, *_ = (x.detach() for x in random_inputs(s=40, t=40, dtype=torch.float32))
+    before = attention(q, k, v, slopes=slopes, top_k=3)[0]
+    k[:, :, 30] = bad
+    after = attention(q, k, v, slopes=slopes, top_k=3)[0]
+    assert torch.equal(after[:, :, :30], before[:, :, :30])
+
+
+@pytest.mark.parametrize(
+    ("s", "top_k", "problem"),
+    [(5, 0, "top_k must be at least 1, got 0"), (5, -1, "got -1"), (9, 3, "9 queries for 8 keys")],
+)
+def test_what_no_form_computes_is_named(s, top_k, problem):
+    q, k = torch.zeros(2, 3, s, 4), torch.zeros(2, 3, 8, 4)
+    with pytest.raises(ValueError, match=problem):
+        attention(q, k, k, top_k=top_k)
+    with pytest.raises(ValueError, match=problem):
+        topk_softmax(torch.zeros(2, 3, s, 8), top_k, backend="reference")

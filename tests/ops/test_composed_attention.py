@@ -144,3 +144,19 @@ def test_no_queries_attend_to_nothing():
     assert out.shape == q.shape
     out.sum().backward()
     assert not k.grad.any()
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_carry_of_any_stride_and_type_is_added(dtype):
+    q, k, v, _ = (x.detach() for x in random_inputs(s=20, t=20, carry=True, dtype=torch.float32))
+    b, h = q.shape[:2]
+    carry = torch.randn(h, b, 20, 20).to(dtype).transpose(0, 1)
+    options = {"slopes": SLOPES, "top_k": 3, "return_scores": True, "row_start": None}
+    out, scores = composed_attention(
+        q, k, v, prev_scores=carry, dropout_p=0.0, reuse_scores=False, **options
+    )
+    expected, expected_scores = attention_reference(q, k, v, prev_scores=carry.float(), **options)
+    assert scores.dtype == torch.float32
+    assert torch.allclose(out, expected, atol=1e-5)
+    assert torch.allclose(scores, expected_scores, atol=1e-5)

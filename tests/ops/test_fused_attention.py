@@ -11,6 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.ops.attention import attention, attention_reference, unsupported
+from megatron_gptx.ops.fused_attention import fused_attention
+from megatron_gptx.ops.linear import linear
+from megatron_gptx.ops.topk_softmax import topk_softmax
 from tests.numerics import assert_all_as_accurate, assert_as_accurate
 from tests.ops.attention_inputs import SLOPES, B, H, random_inputs, run
 
@@ -358,3 +361,36 @@ def test_kernels_that_cannot_run_are_an_error_only_where_they_are_asked_for(chan
     assert attention(q, k, v, **options)[0].shape == q.shape
     with pytest.raises(UserError, match=reason):
         attention(q, k, v, **options, backend="fused")
+
+
+def test_a_second_derivative_is_refused_and_not_taken_for_zero(kernels):
+    q, k, v, *_ = random_inputs(s=8, t=8, dtype=torch.float32)
+    out = fused_attention(
+        *(q, k, v),
+        slopes=None,
+        top_k=3,
+        prev_scores=None,
+        row_start=None,
+        dropout_p=0.0,
+        return_scores=False,
+    )[0]
+    (grad,) = torch.autograd.grad(out.sin().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once only"):
+        grad.sum().backward()
+
+
+def test_the_compiler_sees_through_every_op(kernels):
+    q, k, v, *_ = (x.detach() for x in random_inputs(s=16, t=16, dtype=torch.float32))
+    weight, labels = torch.randn(5, q.shape[-1]), torch.arange(16) % 5
+
+    def every(q, k, v):
+        mixed = attention(q, k, v, slopes=SLOPES, top_k=3, backend="fused")[0]
+        probs = topk_softmax(q @ k.transpose(-2, -1), 3, backend="fused")
+        hidden = linear(mixed + probs @ v, weight, activation="gelu", backend="fused")
+        logits = hidden[0, 0].contiguous()
+        return hidden, torch.ops.gptx.cross_entropy(logits, labels, -100)[0]
+
+    compiled = torch.compile(every, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        for actual, expected in zip(compiled(q, k, v), every(q, k, v), strict=True):
+            assert torch.allclose(actual, expected)

@@ -137,7 +137,7 @@ def test_wrong_arguments_are_named(x, bias, problem):
 
 
 def test_a_device_without_kernels_is_named():
-    assert unsupported("cuda") == "there is no kernel for the device type cuda"
+    assert unsupported("cuda", torch.float32) == "there is no kernel for the device type cuda"
 
 
 @pytest.mark.usefixtures("kernels")
@@ -152,3 +152,22 @@ def test_pytorch_knows_shapes_and_writes_of_the_ops():
     x = torch.randn(4, 5)
     torch.library.opcheck(torch.ops.gptx.bias_gelu_.default, (x.clone(), torch.ones(5)))
     torch.library.opcheck(torch.ops.gptx.gelu_backward.default, (x, x.clone()))
+
+
+@pytest.mark.usefixtures("kernels")
+def test_one_row_and_float64_are_taken_as_the_reference_takes_them():
+    x, weight, bias = (tensor.detach() for tensor in random_inputs(4, 3, 5))
+    one = linear(x[0, 0], weight, bias, activation="gelu", backend="fused")
+    assert one.shape == (5,)
+    wide = linear(x.double(), weight.double(), bias.double(), activation="gelu")
+    assert torch.equal(
+        wide, linear_reference(x.double(), weight.double(), bias.double(), activation="gelu")
+    )
+
+
+@pytest.mark.usefixtures("kernels")
+def test_widths_that_do_not_match_are_named():
+    with pytest.raises(ValueError, match=r"for x \(\.\.\., 3\), got \(5, 4\) and None"):
+        linear(torch.zeros(2, 3), torch.zeros(5, 4), backend="fused")
+    with pytest.raises(ValueError, match=r"got \(5, 3\) and \(4,\)"):
+        linear(torch.zeros(2, 3), torch.zeros(5, 3), torch.zeros(4), backend="fused")

@@ -106,3 +106,15 @@ def test_an_added_carry_holds_nothing_that_is_not_seen(form):
     _, expected = form(q, k, v, prev_scores=carry, **options)
     _, carry = form(q, k, v, prev_scores=carry, reuse_scores=True, **options)
     assert torch.equal(carry, expected)
+
+
+@pytest.mark.parametrize("beyond", [-200, -1, T + 70, 10**8])
+@pytest.mark.parametrize("carry", [True, False])
+def test_a_start_outside_the_row_means_all_keys_or_none(form, carry, beyond):
+    inputs = random_inputs(s=S, t=T, d=16, carry=carry, dtype=torch.float32)
+    given, meant = starts(), starts()
+    given[0, 10], meant[0, 10] = beyond, 0 if beyond < 0 else T
+    options = {"slopes": SLOPES, "top_k": 3}
+    actual = run(form, inputs, **options, row_start=given)
+    expected = run(form, inputs, **options, row_start=meant)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))

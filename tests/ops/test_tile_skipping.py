@@ -51,3 +51,18 @@ def test_what_is_no_number_is_not_skipped(form, where):
     else:
         assert rows[5:].all()
         assert not rows[:5].any()
+
+
+def test_keys_whose_squares_vanish_are_not_passed_over(kernels):
+    s, d = 400, 16
+    generator = torch.Generator().manual_seed(0)
+    q = 1e25 * torch.randn(1, 1, s, d, generator=generator)
+    k = 1e-23 * torch.randn(1, 1, s, d, generator=generator)
+    v, slopes = torch.randn(1, 1, s, d, generator=generator), torch.tensor([0.01])
+    skipping, plain = (
+        torch.ops.gptx.topk_attention(
+            *(q, k, v, None, slopes, 4, None, 0.0, 0, False, "best", skip)
+        )
+        for skip in (True, False)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(skipping, plain, strict=True))
