@@ -1,17 +1,23 @@
 """Which implementation each operation of a model uses is decided once, and said."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.load import load
 from megatron_gptx.config.model import AttentionConfig
 from megatron_gptx.model.attention import Attention
 from megatron_gptx.model.backend import choose_backend
 from megatron_gptx.model.embedding import Table
+from megatron_gptx.model.layers import build_layers
 from megatron_gptx.model.projection import Projection
 from megatron_gptx.ops import library
 from tests.numerics import assert_as_accurate
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +104,18 @@ def test_a_model_computes_the_same_with_either(make_layers, run, tokens, macaron
     exact = run(layers.double(), tokens)
     choose(layers.float(), "fused")
     assert_as_accurate(run(layers, tokens), reference, exact)
+
+
+def test_the_quickstart_trains_on_the_kernels(kernels):
+    config = load([ROOT / "configs" / "quickstart.yml"])
+    layers = nn.ModuleList(build_layers(config.model, seed=0))
+    lines: list[str] = []
+    choose_backend(
+        layers,
+        config.model.attention,
+        config.ops.backend,
+        device_type="cpu",
+        num_keys=config.model.seq_length,
+        say=lines.append,
+    )
+    assert lines == ["attention: fused kernels", "projections and loss: fused kernels"]
