@@ -26,7 +26,14 @@ from megatron_gptx.data.spool import STDIN, spooled
 
 _SHOWN = 10
 # Options of GPT-NeoX and Megatron-LM that decide nothing here.
-_NO_EFFECT = ("--tokenizer-type", "--dataset-impl", "--log-interval", "--partitions")
+_NO_EFFECT = (
+    "--tokenizer-type",
+    "--dataset-impl",
+    "--log-interval",
+    "--partitions",
+    "--num-docs",
+    "--vocab-size",
+)
 
 
 def main(argv: list[str] | None = None) -> int:

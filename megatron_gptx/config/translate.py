@@ -170,7 +170,8 @@ class _Translator:
                 self.options.setdefault("data.labels", {}).update(pairs)
         self._fill_in_the_middle()
         split = self._take("split", default="969, 30, 1")
-        if (words := self._take("data_path")) is not None:
+        # Beside training data named otherwise, data_path stays among what is not translated.
+        if "data.train" not in self.options and (words := self._take("data_path")) is not None:
             self.options["data.train"] = _weighted(words)
             self.options["data.split"] = _split(split)
         for name in ("vocab_file", "tokenizer_model"):

@@ -91,8 +91,10 @@ def folder_of(prefix: Path) -> Iterator[Path]:
     """Hold a dataset's PREFIX.d against other runs; it is removed afterwards if nothing is in it.
 
     Raises:
-        UserError: another run holds it.
+        UserError: the prefix has no name, or another run holds it.
     """
+    if not prefix.name:
+        raise UserError(f"the output prefix '{prefix}' names no file: give it a name, data/train")
     folder = manifest_path(prefix).parent
     while True:
         folder.mkdir(parents=True, exist_ok=True)

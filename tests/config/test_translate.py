@@ -191,3 +191,10 @@ def test_a_data_path_is_a_prefix_prefixes_or_weights_and_prefixes(path, expected
 def test_a_file_that_is_not_there_is_named(read):
     with pytest.raises(ConfigError, match=r"absent"):
         read([Path("absent.yml")])
+
+
+def test_a_data_path_beside_training_data_is_named(tmp_path):
+    (tmp_path / "n.yml").write_text("data-path: a\ntrain-data-paths: [b]\n")
+    translation = translate(read_neox([tmp_path / "n.yml"]))
+    assert translation.options["data.train"] == "b"
+    assert lines(translation.unknown) == {"data_path": 1}

@@ -4,6 +4,7 @@ import fcntl
 import json
 import struct
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,3 +146,11 @@ def test_a_folder_that_another_run_removes_as_it_ends_is_made_again(tmp_path, mo
             pass
     assert len(calls) == 3
     assert (tmp_path / "x.d" / "file").exists()
+
+
+@pytest.mark.parametrize("prefix", ["", ".", "/"])
+def test_a_prefix_without_a_name_is_refused(prefix, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="names no file"), folder_of(Path(prefix)):
+        pass
+    assert not list(tmp_path.iterdir())
