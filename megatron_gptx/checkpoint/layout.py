@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron_gptx.config.errors import UserError
+from megatron_gptx.data.files import sync_folder
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -172,12 +173,3 @@ def write_synced(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     aside.replace(path)
     sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Make a folder's entries durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -26,12 +26,12 @@ from megatron_gptx.checkpoint.layout import (
     checkpoints,
     checksum,
     step_name,
-    sync_folder,
     weights_file,
     write_synced,
 )
 from megatron_gptx.config.schema import Config
 from megatron_gptx.costs.stages import boundaries
+from megatron_gptx.data.files import sync_folder
 
 
 def save(engine: Any, *, config: Config, state: Mapping[str, int], writes_weights: bool) -> Path:

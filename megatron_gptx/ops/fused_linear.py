@@ -22,7 +22,7 @@ class FusedLinear(torch.autograd.Function):
         activation: Activation,
         variant: str = "best",
     ) -> Tensor:
-        ctx.has_bias, ctx.activation, ctx.variant = bias is not None, activation, variant
+        ctx.variant = variant
         if activation is None:
             ctx.save_for_backward(x, weight)
             return product(x, weight, bias)

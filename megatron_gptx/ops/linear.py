@@ -1,5 +1,7 @@
 """Products with a weight matrix, with what follows them in one reading of the result."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -53,7 +55,7 @@ def linear(
                     f"weight must be (f, m) and bias (f,) for x (..., {m}), got "
                     f"{tuple(weight.shape)} and {None if bias is None else tuple(bias.shape)}"
                 )
-            rows = x.reshape(-1, m) if x.numel() else x.flatten(0, -2)
+            rows = x.reshape(math.prod(x.shape[:-1]), m)
             return FusedLinear.apply(rows, weight, bias, activation).view(*x.shape[:-1], f)
         if backend == "fused":
             raise UserError(f"the fused linear cannot run: {reason}; set ops.backend to auto")

@@ -1,5 +1,7 @@
 """Small datasets and tokenizers, written for one test."""
 
+import signal
+
 import numpy as np
 import pytest
 
@@ -27,3 +29,17 @@ def tokenizer_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     path.write_text(train_byte_level_bpe(["the cat sat on the mat " * 20], vocab_size=270))
     return path
+
+
+@pytest.fixture
+def clock():
+    """Fail a test that hangs."""
+
+    def fail(*_):
+        raise TimeoutError("this case hangs")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

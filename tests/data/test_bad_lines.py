@@ -4,7 +4,6 @@ import contextlib
 import gzip
 import json
 import os
-import signal
 
 import pytest
 import zstandard
@@ -18,18 +17,7 @@ GOOD = ["the first", "é 漢字 \U0001f600", "the last"]
 BROKEN = "not JSON: Expecting property name enclosed in double quotes"
 
 
-@pytest.fixture(autouse=True)
-def clock():
-    """No case may hang."""
-
-    def fail(*_):
-        raise TimeoutError("this case hangs")
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+pytestmark = pytest.mark.usefixtures("clock")
 
 
 @pytest.fixture

@@ -22,18 +22,7 @@ ROOT = Path(preprocess_data.__file__).resolve().parents[1]
 TOOL = ROOT / "tools" / "preprocess_data.py"
 
 
-@pytest.fixture(autouse=True)
-def clock():
-    """No case may hang."""
-
-    def fail(*_):
-        raise TimeoutError("this case hangs")
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+pytestmark = pytest.mark.usefixtures("clock")
 
 
 @pytest.fixture
