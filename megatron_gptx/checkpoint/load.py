@@ -2,31 +2,43 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from megatron_gptx.checkpoint.engine_state import (
+    MASTER,
+    MOMENTS,
+    fragments,
+    named_parameters,
+    set_loss_scale,
+    set_steps,
+)
 from megatron_gptx.checkpoint.layout import (
-    ENGINE,
-    WEIGHTS,
     Checkpoint,
     CheckpointError,
+    all_names,
+    checkpoint_folder,
+    checkpoints,
     damage,
     newest,
-    weights_file,
+    read,
+    weights_name,
 )
-from megatron_gptx.checkpoint.save import layout_of
+from megatron_gptx.checkpoint.tensors import SavedLayer
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.schema import Config
+from megatron_gptx.distributed.faults import fault_point
 
 
 def resume(engine: Any, *, config: Config, say: Callable[[str], None]) -> dict[str, int] | None:
     """Load the run's newest checkpoint into a DeepSpeed engine; every rank calls this.
+
+    The checkpoint may have been saved by any number of stages and replicas, at any ZeRO stage and
+    in any precision.
 
     Args:
         engine: the DeepSpeed engine.
@@ -37,35 +49,106 @@ def resume(engine: Any, *, config: Config, say: Callable[[str], None]) -> dict[s
         The saved counters, or None where there is no checkpoint.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or was made by another model or layout.
+        CheckpointError: the checkpoint is damaged or of another model, or there must be none.
     """
-    found = newest(config.output.run_dir)
+    found = _choose(config, say)
     if found is None:
         return None
-    if config.checkpoint.start == "fresh":
-        raise CheckpointError(
-            f"checkpoint.start is 'fresh', but {found.path} exists; choose another "
-            "output.run_dir, or checkpoint.start: auto to resume"
-        )
     check_model(found, config.model)
-    check_layout(found, config)
-    _verify(found)
     for change in changed_options(found, config):
         say(f"changed since {found.path.name}: {change}")
-    _load_safely(engine)
-    if not config.parallel.sequential:
-        # The plain engine's own files hold the weights, as ZeRO-3 has scattered them.
-        for index, layer in engine.module.local_layers().items():
-            read_layer(weights_file(found.path, index), layer)
-    try:
-        path, _ = engine.load_checkpoint(str(found.path), tag=ENGINE)
-    except UnpicklingError as error:
-        raise CheckpointError(
-            f"{found.path / ENGINE} holds something else than tensors and was not loaded: {error}"
-        ) from None
-    if path is None:
-        raise CheckpointError(f"DeepSpeed found no state in {found.path / ENGINE}")
+    fault_point("load", step=found.step)
+    _load(engine, found, config)
     return dict(found.manifest["state"])
+
+
+def _choose(config: Config, say: Callable[[str], None]) -> Checkpoint | None:
+    """Return the newest checkpoint, all of whose files are intact; every rank finds the same."""
+    chosen: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            chosen = [newest(config.output.run_dir)]
+        except CheckpointError as error:
+            chosen = [error]
+    dist.broadcast_object_list(chosen, src=0)
+    start = config.checkpoint.start
+    if isinstance(chosen[0], CheckpointError) and start != "intact":
+        raise chosen[0]
+    if chosen[0] is None:
+        return None
+    if start == "fresh":
+        raise CheckpointError(
+            f"checkpoint.start is 'fresh', but {chosen[0].path} exists; choose another "
+            "output.run_dir, or checkpoint.start: auto to resume"
+        )
+    if start == "auto":
+        if problem := _damage(chosen[0]):
+            raise CheckpointError(
+                f"{chosen[0].path} is damaged: {problem}; to go on from the newest intact one, "
+                "resume with checkpoint.start: intact"
+            )
+        return chosen[0]
+    return _newest_intact(config, say)
+
+
+def _newest_intact(config: Config, say: Callable[[str], None]) -> Checkpoint:
+    names = [checkpoints(checkpoint_folder(config.output.run_dir))[::-1]]
+    dist.broadcast_object_list(names, src=0)
+    for path in names[0]:
+        try:
+            candidate = read(path)
+        except CheckpointError as error:
+            say(f"passed over: {error}")
+            continue
+        if problem := _damage(candidate):
+            say(f"passed over: {path} is damaged: {problem}")
+            continue
+        return candidate
+    raise CheckpointError(f"{checkpoint_folder(config.output.run_dir)} holds no intact checkpoint")
+
+
+def _damage(checkpoint: Checkpoint) -> str | None:
+    """Check every file once, each by one of the ranks, and return what any of them has found."""
+    problems: list[str | None] = [None] * dist.get_world_size()
+    mine = all_names(checkpoint)[dist.get_rank() :: dist.get_world_size()]
+    fault_point("verify", step=checkpoint.step)
+    dist.all_gather_object(problems, damage(checkpoint, mine))
+    return "; ".join(problem for problem in problems if problem) or None
+
+
+def _load(engine: Any, checkpoint: Checkpoint, config: Config) -> None:
+    """Copy a checkpoint into the weights, the optimizer and the counters of an engine."""
+    from deepspeed import zero
+
+    scattered = engine.zero_optimization_partition_weights()
+    held = {**named_parameters(engine.module.local_layers()), **engine.module.tied_copies()}
+    by_layer: dict[int, dict[str, nn.Parameter]] = {}
+    for (index, name), parameter in held.items():
+        by_layer.setdefault(index, {})[name] = parameter
+    try:
+        saved = {index: SavedLayer(checkpoint.path, index) for index in by_layer}
+        for index, parameters in by_layer.items():
+            with zero.GatheredParameters(
+                list(parameters.values()), modifier_rank=0, enabled=scattered
+            ):
+                for name, parameter in parameters.items():
+                    if not scattered or dist.get_rank() == 0:
+                        # Masters first: only below fp32 are they more exact than the weights.
+                        exact = config.precision == "fp32"
+                        weight = saved[index].weight(name, exact=exact)
+                        parameter.data.copy_(weight.view_as(parameter))
+        for part in fragments(engine, held):
+            state = saved[part.layer]
+            if part.has_master:
+                part.set(MASTER, state.weight(part.name, exact=True)[part.start : part.stop])
+            for moment in MOMENTS:
+                part.set(moment, state.moment(part.name, moment, part.start, part.stop))
+    except (KeyError, ValueError, RuntimeError, SafetensorError, OSError) as error:
+        raise CheckpointError(f"{checkpoint.path} does not fit this model: {error}") from None
+    optimizer = checkpoint.manifest["optimizer"]
+    set_steps(engine, optimizer["steps"])
+    set_loss_scale(engine, optimizer.get("loss_scale"))
+    engine.global_steps = checkpoint.step
 
 
 def load_layers(checkpoint: Checkpoint, layers: Mapping[int, nn.Module]) -> None:
@@ -75,11 +158,11 @@ def load_layers(checkpoint: Checkpoint, layers: Mapping[int, nn.Module]) -> None
         CheckpointError: a file is damaged or holds other tensors than its layer.
     """
     for index, layer in layers.items():
-        path = weights_file(checkpoint.path, index)
-        problem = damage(checkpoint, [str(path.relative_to(checkpoint.path))])
+        name = weights_name(index)
+        problem = damage(checkpoint, [name])
         if problem:
             raise CheckpointError(f"{checkpoint.path} is damaged: {problem}")
-        read_layer(path, layer)
+        read_layer(checkpoint.path / name, layer)
 
 
 def read_layer(path: Path, layer: nn.Module) -> None:
@@ -119,21 +202,6 @@ def changed_options(checkpoint: Checkpoint, config: Config) -> list[str]:
     ]
 
 
-def check_layout(checkpoint: Checkpoint, config: Config) -> None:
-    """Raise CheckpointError where optimizer state was saved by another arrangement of ranks."""
-    saved, wanted = checkpoint.manifest["layout"], layout_of(config)
-    differing = [
-        f"{key} {saved.get(key)} -> {wanted[key]}"
-        for key in wanted
-        if saved.get(key) != wanted[key]
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{checkpoint.path} was saved in another layout ({', '.join(differing)}); resume with "
-            "the saved one"
-        )
-
-
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested options by path; the paths are only shown, since a key may hold a dot."""
     flat: dict[str, Any] = {}
@@ -141,38 +209,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {}
         flat.update(inner or {prefix + key: value})
     return flat
-
-
-def _verify(checkpoint: Checkpoint) -> None:
-    """Check every file once, each by one of the ranks; all ranks raise together."""
-    present = {
-        str(path.relative_to(checkpoint.path))
-        for part in (ENGINE, WEIGHTS)
-        for path in (checkpoint.path / part).rglob("*")
-        if not path.is_dir()
-    }
-    names = sorted(present | checkpoint.manifest["files"].keys())
-    problems: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(
-        problems, damage(checkpoint, names[dist.get_rank() :: dist.get_world_size()])
-    )
-    found = [problem for problem in problems if problem]
-    if found:
-        raise CheckpointError(f"{checkpoint.path} is damaged: {'; '.join(found)}")
-
-
-def _load_safely(engine: Any) -> None:
-    """Make DeepSpeed read its files without unpickling arbitrary objects."""
-    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    allowed = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
-
-    class WeightsOnly(TorchCheckpointEngine):
-        def load(self, path: str, map_location: Any = None) -> Any:
-            with torch.serialization.safe_globals(allowed):
-                return torch.load(path, map_location=map_location, weights_only=True)
-
-    engine.checkpoint_engine = WeightsOnly(engine._config)

@@ -1,110 +1,291 @@
 """Saving: a checkpoint becomes visible only when every rank's part of it is on disk."""
 
-import contextlib
+import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor
 
 from megatron_gptx import __version__
+from megatron_gptx.checkpoint.engine_state import (
+    MASTER,
+    MOMENTS,
+    fragments,
+    get_loss_scale,
+    get_steps,
+    named_parameters,
+)
 from megatron_gptx.checkpoint.layout import (
-    ENGINE,
     FORMAT,
     LATEST,
     MANIFEST,
+    NONE,
     PARTIAL,
-    WEIGHTS,
+    SEAL,
     CheckpointError,
     checkpoint_folder,
     checkpoints,
-    checksum,
+    lock,
+    optimizer_name,
+    seal,
     step_name,
-    weights_file,
+    weights_name,
     write_synced,
 )
+from megatron_gptx.checkpoint.prune import delete, delete_oldest, prune
+from megatron_gptx.checkpoint.tensors import Part, write_parts
 from megatron_gptx.config.schema import Config
 from megatron_gptx.costs.stages import boundaries
 from megatron_gptx.data.files import sync_folder
+from megatron_gptx.distributed.faults import fault_point
+
+# What a checkpoint may need on disk besides its tensors.
+MARGIN_BYTES = 2**20
 
 
-def save(engine: Any, *, config: Config, state: Mapping[str, int], writes_weights: bool) -> Path:
-    """Save a checkpoint; every rank calls this at the same step.
+class Saver:
+    """Saves the state of one run; every rank has one and calls the same methods at the same steps.
 
-    All parts are written to a folder aside, hashed and synced. Rank 0 then writes the manifest,
-    renames the folder and replaces `latest`, so that no crash leaves a torn checkpoint behind a
-    valid name.
-
-    Args:
-        engine: the DeepSpeed engine.
-        config: the run's configuration, stored in the manifest.
-        state: counters of the run: step, samples, tokens.
-        writes_weights: whether this rank writes its layers (one replica of each stage does).
-
-    Returns:
-        The checkpoint's folder.
+    All ranks write their parts into a folder aside. When all parts are on disk, rank 0 writes the
+    manifest, renames the folder and replaces `latest`: no crash leaves a torn checkpoint behind a
+    valid name. With `checkpoint.asynchronous` the parts are copied to host memory and written by a
+    thread, and a later `poll` makes the checkpoint visible.
     """
-    folder = checkpoint_folder(config.output.run_dir)
-    final = folder / step_name(state["step"])
-    aside = final.with_name(final.name + PARTIAL)
-    leader = dist.get_rank() == 0
-    if leader:
-        for torn in folder.glob(f"step-*{PARTIAL}"):
-            shutil.rmtree(torn, ignore_errors=True)
-        (aside / WEIGHTS).mkdir(parents=True)
-    dist.barrier()
-    engine.save_checkpoint(str(aside), tag=ENGINE, client_state={}, save_latest=False)
-    save_layers(
-        aside,
-        engine.module.local_layers(),
-        gathered=engine.zero_optimization_partition_weights(),
-        write=writes_weights,
-    )
-    dist.barrier()
-    files = _hash_and_sync(aside)
-    if leader:
-        for path in (aside, *(path for path in aside.rglob("*") if path.is_dir())):
-            sync_folder(path)
-        manifest = {
+
+    def __init__(
+        self, engine: Any, config: Config, *, replica: int, say: Callable[[str], None]
+    ) -> None:
+        """Take hold of the run's checkpoint folder, and remove what crashes have left in it.
+
+        Args:
+            engine: the DeepSpeed engine.
+            config: the run's configuration, stored in every manifest.
+            replica: this rank's copy of the pipeline.
+            say: takes a line for each checkpoint that was saved, or could not be.
+
+        Raises:
+            CheckpointError: another run holds the folder.
+        """
+        self.engine, self.config, self.replica, self.say = engine, config, replica, say
+        self.folder = checkpoint_folder(config.output.run_dir)
+        self.leader = dist.get_rank() == 0
+        self.run_id = uuid.uuid4().hex
+        self.pending: _Job | None = None
+        # Its thread writes with the time that training leaves.
+        self.writer = ThreadPoolExecutor(1, initializer=os.nice, initargs=(19,))
+        if self.leader:
+            self.lock = lock(self.folder)
+            for torn in self.folder.glob(f"step-*{PARTIAL}"):
+                shutil.rmtree(torn, ignore_errors=True)
+            if not checkpoints(self.folder) and not (self.folder / LATEST).exists():
+                write_synced(self.folder / LATEST, f"{NONE}\n".encode())
+        dist.barrier()
+
+    def save(self, state: Mapping[str, int], *, last: bool) -> None:
+        """Save the state of this step.
+
+        Args:
+            state: counters of the run: step, samples, tokens.
+            last: whether nothing follows: the checkpoint is then complete when this returns, and
+                one that cannot be written is an error.
+
+        Raises:
+            CheckpointError: it could not be written, and is the last or `checkpoint.on_failure` is
+                `stop`.
+        """
+        self.finish()
+        fault_point("save", step=state["step"])
+        parts = list(self._parts())
+        final = self.folder / step_name(state["step"])
+        aside = final.with_name(final.name + PARTIAL)
+        try:
+            self._make_room(aside, sum(part.num_bytes for part in parts))
+        except CheckpointError as error:
+            self._fail(error, last=last)
+            return
+        if self.config.checkpoint.asynchronous and not last:
+            parts = [part.snapshot() for part in parts]
+            written = self.writer.submit(_write, aside, parts, state["step"])
+            self.pending = _Job(aside, final, self._manifest(state), parts, written)
+        else:
+            written = Future()
+            written.set_result(_write(aside, parts, state["step"]))
+            self._complete(_Job(aside, final, self._manifest(state), parts, written), last=last)
+
+    def poll(self) -> None:
+        """Complete the save that is under way if every rank has written its part."""
+        if self.pending is not None:
+            done = torch.tensor(int(self.pending.written.done()), device=self.engine.device)
+            dist.all_reduce(done, op=dist.ReduceOp.MIN)
+            if done.item():
+                self.finish()
+
+    def finish(self) -> None:
+        """Complete the save that is under way, waiting for it."""
+        if self.pending is not None:
+            job, self.pending = self.pending, None
+            self._complete(job, last=False)
+
+    def _complete(self, job: "_Job", *, last: bool) -> None:
+        """Make a checkpoint of what was written, after one more try where the disk was full."""
+        try:
+            try:
+                self._commit(job, job.written.result())
+            except _DiskFullError as error:
+                if not self._drop_oldest():
+                    raise CheckpointError(str(error)) from None
+                self._commit(job, _write(job.aside, job.parts, job.manifest["state"]["step"]))
+        except CheckpointError as error:
+            self._fail(error, last=last)
+        else:
+            self.say(f"step {job.manifest['state']['step']}: saved {job.final}")
+
+    def _commit(self, job: "_Job", mine: "_Files | _Problem") -> None:
+        """Make the folder visible if all ranks have written; all of them raise together if not."""
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, mine)
+        problems = [found for found in everyone if isinstance(found, _Problem)]
+        if self.leader and not problems:
+            files = {name: entry for part in everyone for name, entry in part.items()}
+            published = _attempt(lambda: self._publish(job, {**job.manifest, "files": files}))
+            problems = [published] if isinstance(published, _Problem) else []
+        if self.leader and problems:
+            shutil.rmtree(job.aside, ignore_errors=True)
+        dist.broadcast_object_list(told := [problems], src=0)
+        if told[0]:
+            kind = _DiskFullError if any(p.disk_full for p in told[0]) else CheckpointError
+            raise kind(f"{job.final} could not be written: {'; '.join(p.text for p in told[0])}")
+
+    def _publish(self, job: "_Job", manifest: dict[str, Any]) -> None:
+        step = manifest["state"]["step"]
+        fault_point("manifest", step=step)
+        content = json.dumps(manifest, indent=1).encode()
+        write_synced(job.aside / SEAL, seal(content))
+        write_synced(job.aside / MANIFEST, content)
+        for part in job.aside.iterdir():
+            if part.is_dir():
+                sync_folder(part)
+        fault_point("rename", step=step)
+        if job.final.exists():
+            delete(job.final)
+        job.aside.replace(job.final)
+        sync_folder(self.folder)
+        fault_point("latest", step=step)
+        write_synced(self.folder / LATEST, f"{job.final.name}\n".encode())
+        fault_point("prune", step=step)
+        prune(self.folder, newest=job.final, options=self.config.checkpoint)
+
+    def _fail(self, error: CheckpointError, *, last: bool) -> None:
+        if last or self.config.checkpoint.on_failure == "stop":
+            raise error
+        self.say(f"not saved: {error}; the run goes on")
+
+    def _make_room(self, aside: Path, num_bytes: int) -> None:
+        """Make the folder aside where there is room for all ranks' parts; all raise together."""
+        needed = torch.tensor(num_bytes, device=self.engine.device)
+        dist.all_reduce(needed)
+        problem: list[str | None] = [None]
+        if self.leader:
+            try:
+                problem = [self._shortage(int(needed.item()) + MARGIN_BYTES)]
+                if problem[0] is None:
+                    aside.mkdir()
+            except OSError as error:
+                problem = [f"{error.filename}: {error.strerror}"]
+        dist.broadcast_object_list(problem, src=0)
+        if problem[0] is not None:
+            raise CheckpointError(f"{aside.with_suffix('')} could not be written: {problem[0]}")
+
+    def _shortage(self, needed: int) -> str | None:
+        while (free := shutil.disk_usage(self.folder).free) < needed:
+            if (dropped := delete_oldest(self.folder)) is None:
+                return f"no space left: it needs {needed:,} bytes, and {free:,} are free"
+            self.say(f"deleted {dropped}: no space left for a newer one")
+        return None
+
+    def _drop_oldest(self) -> bool:
+        """Delete the oldest checkpoint but the newest; return on every rank whether one is gone."""
+        dropped = delete_oldest(self.folder) if self.leader else None
+        if dropped is not None:
+            self.say(f"deleted {dropped}: no space left for a newer one")
+        dist.broadcast_object_list(told := [dropped is not None], src=0)
+        return told[0]
+
+    def _parts(self) -> Iterator[Part]:
+        """Yield what this rank writes: its share of the layers, and its optimizer state."""
+        from deepspeed import zero
+
+        layers = self.engine.module.local_layers()
+        scattered = self.engine.zero_optimization_partition_weights()
+        for index, layer in layers.items():
+            with zero.GatheredParameters(list(layer.parameters()), enabled=scattered):
+                if self._writes(index):
+                    part = Part(weights_name(index), dict(layer.state_dict()))
+                    yield part.snapshot() if scattered else part
+        by_layer: dict[int, dict[str, Tensor]] = {}
+        for fragment in fragments(self.engine, named_parameters(layers)):
+            if not fragment.has_master and not self._writes(fragment.layer):
+                continue  # another replica does, which has the same
+            masters = fragment.has_master and self.config.precision != "fp32"
+            for kind in (*MOMENTS, MASTER) if masters else MOMENTS:
+                name = f"{fragment.name}/{kind}/{fragment.start}"
+                by_layer.setdefault(fragment.layer, {})[name] = fragment.get(kind)
+        for index, tensors in by_layer.items():
+            yield Part(optimizer_name(index, dist.get_rank()), tensors)
+
+    def _writes(self, layer: int) -> bool:
+        """Return whether this replica writes what all replicas have of a layer."""
+        return layer % (self.config.parallel.data_replicas or 1) == self.replica
+
+    def _manifest(self, state: Mapping[str, int]) -> dict[str, Any]:
+        return {
             "format": FORMAT,
+            "run": self.run_id,
             "state": dict(state),
-            "layout": layout_of(config),
-            "config": config.model_dump(),
+            "optimizer": {
+                "steps": get_steps(self.engine),
+                "loss_scale": get_loss_scale(self.engine),
+            },
+            "layout": _layout(self.config),
+            "config": self.config.model_dump(),
             "versions": {"megatron_gptx": __version__, "torch": str(torch.__version__)},
-            "files": files,
         }
-        write_synced(aside / MANIFEST, json.dumps(manifest, indent=1))
-        if final.exists():
-            shutil.rmtree(final)
-        aside.replace(final)
-        sync_folder(folder)
-        write_synced(folder / LATEST, final.name + "\n")
-        prune(folder, newest=final, keep_last=config.checkpoint.keep_last)
-    dist.barrier()
-    return final
 
 
-def save_layers(
-    folder: Path, layers: Mapping[int, nn.Module], *, gathered: bool, write: bool
-) -> None:
-    """Write one safetensors file per layer; with ZeRO-3 every rank must take part in gathering."""
-    from deepspeed import zero
-
-    for index, layer in layers.items():
-        with zero.GatheredParameters(list(layer.parameters()), enabled=gathered):
-            if write:
-                tensors = {k: v.detach().cpu().contiguous() for k, v in layer.state_dict().items()}
-                save_file(tensors, weights_file(folder, index))
+_Files = dict[str, dict[str, int | str]]
 
 
-def layout_of(config: Config) -> dict[str, Any]:
-    """Return what must not change between a save and a resume of optimizer state."""
+class _Problem(NamedTuple):
+    """Why a rank could not write."""
+
+    text: str
+    disk_full: bool
+
+
+class _Job(NamedTuple):
+    """A checkpoint that is being written."""
+
+    aside: Path
+    final: Path
+    manifest: dict[str, Any]
+    parts: Sequence[Part]
+    written: "Future[_Files | _Problem]"
+
+
+class _DiskFullError(CheckpointError):
+    """There was no space left."""
+
+
+def _layout(config: Config) -> dict[str, Any]:
+    """Return which ranks have written: what people ask, and loading does not depend on."""
     return {
         "pipeline_stages": config.parallel.pipeline_stages,
         "data_replicas": config.parallel.data_replicas,
@@ -114,39 +295,14 @@ def layout_of(config: Config) -> dict[str, Any]:
     }
 
 
-def _hash_and_sync(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return size and checksum of every file, each hashed by one of the ranks."""
-    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    mine, problem = {}, None
+def _write(folder: Path, parts: Sequence[Part], step: int) -> _Files | _Problem:
+    return _attempt(lambda: write_parts(folder, parts, step=step))
+
+
+def _attempt(work: Callable[[], Any]) -> Any:
+    """Return what some work returns, or the problem that the file system has with it."""
     try:
-        for name in names[rank::world_size]:
-            path = folder / name
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-            mine[name] = {"bytes": path.stat().st_size, "sha256": checksum(path)}
+        return work()
     except OSError as error:
-        problem = f"{error.filename}: {error.strerror}"
-    parts: list[Any] = [None] * world_size
-    dist.all_gather_object(parts, (mine, problem))
-    problems = [problem for _, problem in parts if problem]
-    if problems:
-        raise CheckpointError(f"checkpoint {folder} could not be written: {'; '.join(problems)}")
-    return {name: entry for part, _ in parts for name, entry in part.items()}
-
-
-def prune(folder: Path, *, newest: Path, keep_last: int | None) -> None:
-    """Delete the checkpoints before the `keep_last` ones that end with the newest; null keeps all.
-
-    A failed delete is left to the next one.
-    """
-    if keep_last is None:
-        return
-    # After going back to an earlier step there are later ones too: they never displace this one.
-    present = checkpoints(folder)
-    for old in present[: present.index(newest) + 1][:-keep_last]:
-        # Under its own name a half-deleted checkpoint would look like a whole one.
-        hidden = old.with_name(old.name + PARTIAL)
-        with contextlib.suppress(OSError):
-            old.replace(hidden)
-            shutil.rmtree(hidden)
+        where = f"{error.filename}: " if error.filename else ""
+        return _Problem(f"{where}{error.strerror or error}", error.errno == errno.ENOSPC)

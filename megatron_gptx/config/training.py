@@ -81,16 +81,33 @@ class ScheduleConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When state is saved, and what a start does with it."""
+    """When state is saved, what is kept of it, and what a start does with it."""
 
     interval: int = Field(1000, gt=0, description="Steps between saves; the last step is saved.")
+    asynchronous: bool = Field(
+        False,
+        description="Copy to host memory and write while training goes on; the copy takes as much "
+        "memory as the checkpoint.",
+    )
     keep_last: int | None = Field(
         3, gt=0, description="Newest checkpoints to keep; null keeps all."
     )
-    start: Literal["auto", "fresh"] = Field(
+    keep_every: int | None = Field(
+        None, gt=0, description="Keep the checkpoints of multiples of this step for ever as well."
+    )
+    keep_steps: list[Annotated[int, Field(gt=0)]] = Field(
+        [], description="Save at these steps too, and keep those checkpoints."
+    )
+    on_failure: Literal["continue", "stop"] = Field(
+        "continue",
+        description="What a checkpoint that cannot be written does to the run; the last one always "
+        "ends it with an error.",
+    )
+    start: Literal["auto", "intact", "fresh"] = Field(
         "auto",
-        description="`auto` resumes from the newest checkpoint in the run folder if there is one; "
-        "`fresh` refuses to start where one exists.",
+        description="`auto` resumes from the newest checkpoint in the run folder if there is one, "
+        "and stops where that is damaged; `intact` passes over damaged ones; `fresh` refuses to "
+        "start where there is one.",
     )
 
 

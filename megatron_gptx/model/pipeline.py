@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
@@ -104,6 +103,11 @@ class GPTXPipeline(PipelineModule):
             if isinstance(layer, nn.Module) and not isinstance(layer, TiedHead)
         }
 
+    def tied_copies(self) -> dict[tuple[int, str], nn.Parameter]:
+        """Return this stage's copies of parameters that another stage owns, by (layer, name)."""
+        head = next((m for m in self.tied_modules.values() if isinstance(m, TiedHead)), None)
+        return {} if head is None else {(0, TIED_PARAMETER): head.get_parameter(TIED_PARAMETER)}
+
     def stage_group(self) -> ProcessGroup:
         """Return the processes that hold the stages of this replica."""
         return self._grid.get_pipe_parallel_group()
@@ -128,13 +132,6 @@ class GPTXPipeline(PipelineModule):
         # DeepSpeed's methods build every layer on every rank, or know nothing of their cost.
         self.parts = self.edges
         self._set_bounds(start=self.edges[self.stage_id], stop=self.edges[self.stage_id + 1])
-
-    def save_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Save nothing: checkpoint/save.py writes the weights, once and without pickle."""
-
-    def load_state_dir(self, *args: Any, **kwargs: Any) -> None:
-        """Only bring tied copies in line: checkpoint/load.py has read the weights."""
-        self._synchronize_tied_weights()
 
 
 def pack(x: Tensor, carry: Tensor) -> Tensor:

@@ -44,6 +44,10 @@ class GPTXSequential(nn.Module):
             if not isinstance(layer, TiedHead)
         }
 
+    def tied_copies(self) -> dict[tuple[int, str], nn.Parameter]:
+        """Return nothing: a tied head uses the embedding's own table."""
+        return {}
+
     def forward(
         self,
         tokens: Tensor,

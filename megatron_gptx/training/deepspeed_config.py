@@ -34,7 +34,9 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "checkpoint": {"load_universal": False},
     }
     if config.precision == "bf16":
-        settings["bf16"] = {"enabled": True}
+        # Into the fp32 sums as soon as they are there. Otherwise DeepSpeed clears gradients when
+        # backward reaches the pipeline's output, and the head, which lies behind it, never learns.
+        settings["bf16"] = {"enabled": True, "immediate_grad_update": True}
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     if config.precision == "fp16":
         settings["fp16"] = {"enabled": True, "initial_scale_power": 16, "loss_scale_window": 500}

@@ -5,8 +5,9 @@ import time
 from pathlib import Path
 
 from megatron_gptx.checkpoint.load import resume
-from megatron_gptx.checkpoint.save import save
+from megatron_gptx.checkpoint.save import Saver
 from megatron_gptx.config.schema import Config
+from megatron_gptx.config.training import CheckpointConfig
 from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.data.blend import BlendedDataset, table
 from megatron_gptx.data.build import build_datasets
@@ -46,6 +47,7 @@ def pretrain(config: Config, process: Process) -> None:
     assert steps is not None, "the launcher turns epochs into steps"
     monitor = Monitor(process.console, total_steps=steps, visible=leader)
     engine = build_engine(config, process, say=monitor.say)
+    saver = Saver(engine.deepspeed, config, replica=engine.replica, say=monitor.say)
     state = TrainingState(**(resume(engine.deepspeed, config=config, say=monitor.say) or {}))
     if state.step >= steps:
         monitor.say(f"finished: step {state.step} of {steps} is saved")
@@ -99,14 +101,9 @@ def pretrain(config: Config, process: Process) -> None:
                 monitor.start(state)
             for writer in writers:
                 writer.write(row)
-            if last or due(state.step, config.checkpoint.interval):
-                path = save(
-                    engine.deepspeed,
-                    config=config,
-                    state=state._asdict(),
-                    writes_weights=engine.replica == 0,
-                )
-                monitor.say(f"step {state.step}: saved {path}")
+            saver.poll()
+            if last or saves(state.step, config.checkpoint):
+                saver.save(state._asdict(), last=last)
                 monitor.start(state)
             if last:
                 monitor.say(table(data.train.shares(state.samples), "data seen"))
@@ -137,6 +134,11 @@ def _loader(config: Config, data: BlendedDataset, engine: Engine) -> StepLoader:
         vocab_size=config.model.vocab_size,
         prefetch=config.data.prefetch,
     )
+
+
+def saves(step: int, options: CheckpointConfig) -> bool:
+    """Return whether this step's state is saved."""
+    return due(step, options.interval) or step in options.keep_steps
 
 
 def due(step: int, interval: int | None) -> bool:

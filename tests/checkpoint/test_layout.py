@@ -1,6 +1,7 @@
 """Checkpoints on disk: which one is used, and how damage is found."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,14 @@ import pytest
 from megatron_gptx.checkpoint.layout import (
     CheckpointError,
     checkpoints,
-    checksum,
     damage,
     newest,
     read,
     step_name,
     write_synced,
 )
+from megatron_gptx.data.files import file_sha256
+from tests.checkpoints import write_manifest
 
 
 def write_checkpoint(run_dir: Path, step: int) -> Path:
@@ -24,13 +26,14 @@ def write_checkpoint(run_dir: Path, step: int) -> Path:
     file = folder / "weights" / "a.bin"
     file.write_bytes(b"the weights")
     manifest = {
-        "format": 1,
+        "format": 2,
         "state": {"step": step, "samples": 8 * step, "tokens": 256 * step},
+        "optimizer": {"steps": step},
         "layout": {},
         "config": {"model": {}},
-        "files": {"weights/a.bin": {"bytes": 11, "sha256": checksum(file)}},
+        "files": {"weights/a.bin": {"bytes": 11, "sha256": file_sha256(file)}},
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(folder, manifest)
     return folder
 
 
@@ -50,6 +53,12 @@ def test_the_newest_checkpoint_is_the_one_that_latest_names(tmp_path):
     found = newest(tmp_path)
     assert found is not None
     assert found.step == 3
+
+
+def test_a_checkpoint_that_latest_does_not_name_yet_does_not_count(tmp_path):
+    write_checkpoint(tmp_path, 2)
+    (tmp_path / "checkpoints" / "latest").write_text("none\n")
+    assert newest(tmp_path) is None
 
 
 def test_a_missing_latest_beside_checkpoints_is_a_question_to_the_user(tmp_path):
@@ -103,14 +112,14 @@ def test_checkpoints_are_ordered_by_step_and_nothing_else_counts(tmp_path):
 
 MANIFESTS = {
     "nothing": b"",
-    "half of it": b'{"format": 1, "sta',
+    "half of it": b'{"format": 2, "sta',
     "no text": b"\xff\xfe\x00",
     "nested without end": b"[" * 100_000,
     "null": b"null",
     "a list": b"[]",
     "a number": b"1",
     "an empty object": b"{}",
-    "only a format": b'{"format": 1}',
+    "only a format": b'{"format": 2}',
 }
 CHANGES = {
     "a state that is no object": ("state", None),
@@ -123,6 +132,8 @@ CHANGES = {
     "no model": ("config", {}),
     "a model that is a list": ("config", {"model": []}),
     "a layout that is a list": ("layout", []),
+    "an optimizer that is a list": ("optimizer", []),
+    "an optimizer without steps": ("optimizer", {}),
 }
 
 
@@ -137,8 +148,7 @@ def test_a_file_that_is_no_manifest_is_named(tmp_path, content):
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_manifest_that_holds_other_things_is_damaged(checkpoint, change):
     key, value = CHANGES[change]
-    path = checkpoint.path / "manifest.json"
-    path.write_text(json.dumps({**checkpoint.manifest, key: value}))
+    write_manifest(checkpoint.path, {**checkpoint.manifest, key: value})
     with pytest.raises(CheckpointError, match=r"manifest.json is damaged"):
         read(checkpoint.path)
 
@@ -150,10 +160,27 @@ def test_a_missing_manifest_is_named(checkpoint):
 
 
 def test_another_format_is_named_with_the_one_that_is_read(checkpoint):
-    path = checkpoint.path / "manifest.json"
-    path.write_text(json.dumps({**checkpoint.manifest, "format": 2}))
-    with pytest.raises(CheckpointError, match=r"has format 2, this version reads 1"):
+    write_manifest(checkpoint.path, {**checkpoint.manifest, "format": 3})
+    with pytest.raises(CheckpointError, match=r"has format 3, this version reads 2"):
         read(checkpoint.path)
+
+
+def test_a_manifest_that_its_seal_does_not_match_is_not_trusted(checkpoint):
+    changed = {**checkpoint.manifest, "state": {**checkpoint.manifest["state"], "samples": 1}}
+    (checkpoint.path / "manifest.json").write_text(json.dumps(changed))
+    with pytest.raises(CheckpointError, match=r"manifest.json has changed since it was saved"):
+        read(checkpoint.path)
+
+
+def test_a_missing_seal_is_named(checkpoint):
+    (checkpoint.path / "manifest.sha256").unlink()
+    with pytest.raises(CheckpointError, match=r"manifest.sha256 cannot be read"):
+        read(checkpoint.path)
+
+
+def test_the_seal_is_what_sha256sum_reads(checkpoint):
+    command = ["sha256sum", "--check", "--strict", "manifest.sha256"]
+    subprocess.run(command, cwd=checkpoint.path, check=True, capture_output=True)
 
 
 def test_whole_files_are_intact(checkpoint):
@@ -190,7 +217,7 @@ def test_a_path_in_the_manifest_cannot_leave_the_checkpoint(tmp_path, checkpoint
     secret.write_text("the weights")
     (checkpoint.path / "link").symlink_to(secret)
     name = name.format(absolute=secret)
-    checkpoint.manifest["files"] = {name: {"bytes": 11, "sha256": checksum(secret)}}
+    checkpoint.manifest["files"] = {name: {"bytes": 11, "sha256": file_sha256(secret)}}
     assert damage(checkpoint, [name]) == f"{name} lies outside {checkpoint.path}"
 
 
@@ -202,9 +229,9 @@ def test_an_impossible_path_in_the_manifest_is_damage(checkpoint, name):
 
 def test_a_replaced_file_is_never_half_of_each(tmp_path):
     path = tmp_path / "latest"
-    write_synced(path, "a long first content\n")
+    write_synced(path, b"a long first content\n")
     reader = path.open()
-    write_synced(path, "short\n")
+    write_synced(path, b"short\n")
     assert reader.read() == "a long first content\n"
     assert path.read_text() == "short\n"
     assert [entry.name for entry in tmp_path.iterdir()] == ["latest"]

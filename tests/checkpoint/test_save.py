@@ -7,31 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gptx.checkpoint.layout import newest, step_name
-from megatron_gptx.checkpoint.save import prune
+from megatron_gptx.checkpoint.layout import lock, newest, step_name
+from megatron_gptx.checkpoint.prune import delete_oldest, prune
 from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.config.schema import Config
+from megatron_gptx.config.training import CheckpointConfig
 from megatron_gptx.launcher.command import encode
 from tests.runs import start_ranks, tiny_config
 
-# The parts of a save in their order, each a function that `save` calls.
-PARTS = ["save_layers", "_hash_and_sync", "write_synced", "sync_folder", "prune"]
-
-
-class CrashError(Exception):
-    """What stands for a crash inside a save."""
+# The places of a save at which it can be made to fail, in their order.
+PLACES = ["save", "write", "manifest", "rename", "latest", "prune"]
 
 
 def build(config: Config, process):
+    from megatron_gptx.checkpoint.save import Saver
     from megatron_gptx.training.build import build_engine
 
-    return build_engine(config, process, say=lambda text: None).deepspeed
+    engine = build_engine(config, process, say=lambda text: None)
+    return Saver(engine.deepspeed, config, replica=engine.replica, say=print)
 
 
-def save_step(engine, config: Config, step: int) -> Path:
-    from megatron_gptx.checkpoint.save import save
-
-    return save(engine, config=config, state={"step": step}, writes_weights=True)
+def counters(step: int) -> dict[str, int]:
+    return {"step": step, "samples": 8 * step, "tokens": 256 * step}
 
 
 def as_rank(packed: str, work: str) -> None:
@@ -48,53 +45,43 @@ def as_rank(packed: str, work: str) -> None:
     )
 
 
-def break_at_every_part(config: Config, process) -> None:
-    """Save step 1, then break off the saving of step 2 at each part, and note what is newest."""
-    from megatron_gptx.checkpoint import save as module
+def break_at_every_place(config: Config, process) -> None:
+    """Save step 1, then break off the saving of step 2 at each place, and note what is newest."""
+    from megatron_gptx.distributed.faults import InjectedError
 
-    engine, seen = build(config, process), []
-    save_step(engine, config, 1)
-    for part in PARTS:
-        whole, calls = getattr(module, part), []
-
-        def broken(*args, part=part, whole=whole, calls=calls, **kwargs):
-            calls.append(args)
-            # The last of the written files is `latest`; the last synced folder comes before it.
-            if len(calls) == {"write_synced": 2, "sync_folder": 4}.get(part, 1):
-                raise CrashError(part)
-            return whole(*args, **kwargs)
-
-        setattr(module, part, broken)
+    saver, seen = build(config, process), []
+    saver.save(counters(1), last=True)
+    for place in PLACES:
+        os.environ["GPTX_FAULT"] = f"error:at={place}"
         try:
-            save_step(engine, config, 2)
-        except CrashError:
+            saver.save(counters(2), last=True)
+        except InjectedError:
             found = newest(config.output.run_dir)
             assert found is not None
-            seen.append((part, found.step))
-        setattr(module, part, whole)
-    save_step(engine, config, 3)
+            seen.append((place, found.step))
+        del os.environ["GPTX_FAULT"]
+        saver.lock.close()
+        saver = build(config, process)
+    saver.save(counters(3), last=True)
     Path(config.output.run_dir, "seen.json").write_text(json.dumps(seen))
 
 
 def kill_one_rank_in_a_save(config: Config, process) -> None:
-    from megatron_gptx.checkpoint import save as module
-
-    engine = build(config, process)
-    save_step(engine, config, 1)
-    if process.rank == 1:
-        module.save_layers = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
-    save_step(engine, config, 2)
+    saver = build(config, process)
+    saver.save(counters(1), last=True)
+    os.environ["GPTX_FAULT"] = "kill:at=write:rank=1"
+    saver.save(counters(2), last=True)
 
 
-def fill_the_disk(config: Config, process) -> None:
-    from megatron_gptx.checkpoint import save as module
+def save_once(config: Config, process) -> None:
+    build(config, process).save(counters(1), last=True)
 
-    def no_space(path: Path) -> str:
-        raise OSError(28, "No space left on device", str(path))
 
-    engine = build(config, process)
-    module.checksum = no_space
-    save_step(engine, config, 1)
+def save_four_times(config: Config, process) -> None:
+    saver = build(config, process)
+    for step in (1, 2, 3, 4):
+        saver.save(counters(step), last=False)
+    saver.finish()
 
 
 def names(folder: Path) -> list[str]:
@@ -104,17 +91,22 @@ def names(folder: Path) -> list[str]:
 def make_checkpoints(folder: Path, *steps: int) -> None:
     for step in steps:
         (folder / step_name(step) / "weights").mkdir(parents=True)
+        (folder / "latest").write_text(step_name(step))
+
+
+def kept(keep_last: int | None, **options: object) -> CheckpointConfig:
+    return CheckpointConfig.model_validate({"keep_last": keep_last, **options})
 
 
 def test_a_save_that_breaks_off_leaves_the_checkpoint_before_it(tmp_path):
     config = tiny_config(tmp_path, tmp_path / "run", checkpoint__keep_last=None)
-    assert start_ranks(as_rank, 1, encode(config), "break_at_every_part") == [0]
+    assert start_ranks(as_rank, 1, encode(config), "break_at_every_place") == [0]
     seen = json.loads((tmp_path / "run" / "seen.json").read_text())
     # Only a break after `latest` has been replaced comes too late.
-    assert seen == [[part, 2 if part == "prune" else 1] for part in PARTS]
-    # What the broken ones left is cleared by the next one.
+    assert seen == [[place, 2 if place == "prune" else 1] for place in PLACES]
+    # What the broken ones left is cleared by the next run.
     folder = tmp_path / "run" / "checkpoints"
-    assert names(folder) == ["latest", "step-00000001", "step-00000002", "step-00000003"]
+    assert names(folder) == [".lock", "latest", "step-00000001", "step-00000002", "step-00000003"]
 
 
 def test_a_rank_killed_inside_a_save_leaves_the_checkpoint_before_it(tmp_path):
@@ -125,33 +117,92 @@ def test_a_rank_killed_inside_a_save_leaves_the_checkpoint_before_it(tmp_path):
     assert found is not None
     assert found.step == 1
     assert names(tmp_path / "run" / "checkpoints") == [
+        ".lock",
         "latest",
         "step-00000001",
         "step-00000002.partial",
     ]
 
 
-def test_a_full_disk_is_a_message(tmp_path):
+@pytest.mark.parametrize("place", ["write", "manifest", "latest"])
+def test_a_last_checkpoint_for_which_there_is_no_space_is_an_error(tmp_path, monkeypatch, place):
+    monkeypatch.setenv("GPTX_FAULT", f"full:at={place}")
     config = tiny_config(tmp_path, tmp_path / "run")
     screen = tmp_path / "screen"
-    assert start_ranks(as_rank, 1, encode(config), "fill_the_disk", screen=screen) == [2]
+    assert start_ranks(as_rank, 1, encode(config), "save_once", screen=screen) == [2]
     assert screen.read_text().count("No space left on device") == 1
     assert newest(tmp_path / "run") is None
 
 
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_full_disk_costs_the_oldest_checkpoint_and_not_the_newest(
+    tmp_path, monkeypatch, asynchronous
+):
+    monkeypatch.setenv("GPTX_FAULT", f"full:at=write:step=3:rank=1:once={tmp_path / 'full'}")
+    options = {"parallel__pipeline_stages": 2, "checkpoint__asynchronous": asynchronous}
+    options["checkpoint__keep_last"] = None
+    config = tiny_config(tmp_path, tmp_path / "run", **options)
+    statuses = start_ranks(as_rank, 2, encode(config), "save_four_times")
+    assert statuses == [0, 0]
+    assert names(tmp_path / "run" / "checkpoints") == [
+        ".lock",
+        "latest",
+        *(step_name(step) for step in (2, 3, 4)),
+    ]
+
+
+def test_asynchronous_checkpoints_are_the_same_bytes(tmp_path):
+    contents = []
+    for asynchronous in (False, True):
+        run_dir = tmp_path / str(asynchronous)
+        options = {"parallel__pipeline_stages": 2, "checkpoint__asynchronous": asynchronous}
+        config = tiny_config(tmp_path, run_dir, **options)
+        assert start_ranks(as_rank, 2, encode(config), "save_four_times") == [0, 0]
+        found = newest(run_dir)
+        assert found is not None
+        contents.append((found.step, found.manifest["files"]))
+    assert contents[0] == contents[1]
+    assert contents[0][0] == 4
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path):
+    config = tiny_config(tmp_path, tmp_path / "run")
+    held = lock(tmp_path / "run" / "checkpoints")
+    screen = tmp_path / "screen"
+    assert start_ranks(as_rank, 1, encode(config), "save_once", screen=screen) == [2]
+    assert "run/checkpoints is in use by another run" in screen.read_text()
+    held.close()
+
+
 @pytest.mark.parametrize(
-    ("keep_last", "kept"), [(1, [4]), (2, [3, 4]), (9, [1, 2, 3, 4]), (None, [1, 2, 3, 4])]
+    ("keep_last", "left"), [(1, [4]), (2, [3, 4]), (9, [1, 2, 3, 4]), (None, [1, 2, 3, 4])]
 )
-def test_the_last_checkpoints_are_kept(tmp_path, keep_last, kept):
+def test_the_last_checkpoints_are_kept(tmp_path, keep_last, left):
     make_checkpoints(tmp_path, 1, 2, 3, 4)
-    prune(tmp_path, newest=tmp_path / step_name(4), keep_last=keep_last)
-    assert names(tmp_path) == [step_name(step) for step in kept]
+    prune(tmp_path, newest=tmp_path / step_name(4), options=kept(keep_last))
+    assert names(tmp_path) == ["latest", *(step_name(step) for step in left)]
+
+
+def test_chosen_checkpoints_are_kept_for_ever(tmp_path):
+    make_checkpoints(tmp_path, 10, 15, 20, 25, 30, 35)
+    options = kept(1, keep_every=20, keep_steps=[15])
+    deleted = prune(tmp_path, newest=tmp_path / step_name(35), options=options)
+    assert [path.name for path in deleted] == [step_name(step) for step in (10, 25, 30)]
+    assert names(tmp_path) == ["latest", *(step_name(step) for step in (15, 20, 35))]
+
+
+def test_the_checkpoint_that_latest_names_is_never_the_oldest(tmp_path):
+    make_checkpoints(tmp_path, 20, 30, 10)
+    assert delete_oldest(tmp_path) == tmp_path / step_name(20)
+    assert delete_oldest(tmp_path) == tmp_path / step_name(30)
+    assert delete_oldest(tmp_path) is None
+    assert names(tmp_path) == ["latest", step_name(10)]
 
 
 def test_after_going_back_the_new_checkpoint_is_never_the_one_deleted(tmp_path):
     make_checkpoints(tmp_path, 10, 12, 15, 20)
-    prune(tmp_path, newest=tmp_path / step_name(12), keep_last=1)
-    assert names(tmp_path) == [step_name(step) for step in (12, 15, 20)]
+    prune(tmp_path, newest=tmp_path / step_name(12), options=kept(1))
+    assert names(tmp_path) == ["latest", *(step_name(step) for step in (12, 15, 20))]
 
 
 def test_only_checkpoints_are_deleted(tmp_path):
@@ -161,7 +212,7 @@ def test_only_checkpoints_are_deleted(tmp_path):
     (tmp_path / "run" / "step-00000000").symlink_to(tmp_path / "precious")
     for name in ("step-1", "step-best", "step-00000001.keep", "notes"):
         (tmp_path / "run" / name).mkdir()
-    prune(tmp_path / "run", newest=tmp_path / "run" / step_name(2), keep_last=1)
+    prune(tmp_path / "run", newest=tmp_path / "run" / step_name(2), options=kept(1))
     assert (tmp_path / "precious" / "thesis").exists()
     assert {"step-1", "step-best", "step-00000001.keep", "notes", step_name(2)} <= set(
         names(tmp_path / "run")

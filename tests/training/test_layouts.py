@@ -131,6 +131,30 @@ def test_bf16_trains_alike_in_every_layout(run, stages, replicas, zero_stage):
     assert split[-1] < split[0] - 1
 
 
+@pytest.mark.parametrize(
+    ("stages", "zero_stage", "replicas"), [(1, 1, 1), (2, 1, 1), (1, 2, 2), (1, 3, 2)]
+)
+def test_every_layer_learns_in_bf16(corpus, tmp_path, stages, zero_stage, replicas):
+    """The norm of all gradients is the one of fp32: no layer's gradient is lost on the way."""
+    exact, rounded = (
+        train(
+            tiny_config(
+                corpus,
+                tmp_path / precision,
+                precision=precision,
+                parallel__pipeline_stages=stages,
+                parallel__zero_stage=zero_stage,
+                parallel__data_replicas=replicas,
+                training__steps=3,  # the schedule warms up for two
+            )
+        )
+        for precision in ("fp32", "bf16")
+    )
+    assert [row["grad_norm"] for row in rounded[:2]] == pytest.approx(
+        [row["grad_norm"] for row in exact[:2]], rel=0.01
+    )
+
+
 def test_dropout_drops_the_same_elements_in_every_layout(run):
     options = {"model__dropout": 0.1, "model__attention__dropout": 0.1}
     split = run(**options, parallel__pipeline_stages=3, training__checkpoint_activations=1)

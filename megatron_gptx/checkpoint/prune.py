@@ -1,0 +1,63 @@
+"""Deleting checkpoints: never the newest one, never what is no checkpoint."""
+
+import contextlib
+import shutil
+from pathlib import Path
+
+from megatron_gptx.checkpoint.layout import LATEST, PARTIAL, checkpoints, step_of
+from megatron_gptx.config.training import CheckpointConfig
+
+
+def superfluous(folder: Path, *, newest: Path, options: CheckpointConfig) -> list[Path]:
+    """Return the checkpoints that need not be kept, oldest first.
+
+    Args:
+        folder: the run's checkpoint folder.
+        newest: the checkpoint that the run would resume from.
+        options: `keep_last`, `keep_every` and `keep_steps` say what is kept besides.
+    """
+    if options.keep_last is None:
+        return []
+    # After going back to an earlier step there are later ones too: they never displace this one.
+    present = checkpoints(folder)
+    candidates = present[: present.index(newest) + 1][: -options.keep_last]
+    return [path for path in candidates if not _kept(step_of(path), options)]
+
+
+def prune(folder: Path, *, newest: Path, options: CheckpointConfig) -> list[Path]:
+    """Delete what need not be kept, and return what was deleted.
+
+    A failed delete is left to the next save.
+    """
+    return [path for path in superfluous(folder, newest=newest, options=options) if delete(path)]
+
+
+def delete_oldest(folder: Path) -> Path | None:
+    """Delete the oldest checkpoint, or return None where it is the only one or cannot be deleted.
+
+    The one that `latest` names stays.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        latest = (folder / LATEST).read_text(encoding="utf-8").strip()
+        others = [path for path in checkpoints(folder) if path.name != latest]
+        if others and (folder / latest).is_dir() and delete(others[0]):
+            return others[0]
+    return None
+
+
+def delete(path: Path) -> bool:
+    """Delete a checkpoint; return whether it is gone."""
+    # Under its own name a half-deleted checkpoint would look like a whole one.
+    hidden = path.with_name(f"{path.name}.deleted{PARTIAL}")
+    try:
+        shutil.rmtree(hidden, ignore_errors=True)  # of an attempt that failed
+        path.replace(hidden)
+        shutil.rmtree(hidden)
+    except OSError:
+        return False
+    return True
+
+
+def _kept(step: int, options: CheckpointConfig) -> bool:
+    every = options.keep_every
+    return step in options.keep_steps or (every is not None and step % every == 0)

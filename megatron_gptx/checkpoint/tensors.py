@@ -1,0 +1,156 @@
+"""Tensors on disk in the safetensors format: written and hashed in one pass, read in slices."""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from megatron_gptx.checkpoint.engine_state import MASTER
+from megatron_gptx.checkpoint.layout import OPTIMIZER, weights_name
+from megatron_gptx.distributed.faults import fault_point
+
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+class Part(NamedTuple):
+    """One file of a checkpoint: its path inside, and the tensors in it by name."""
+
+    name: str
+    tensors: dict[str, Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the tensors."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+    def snapshot(self) -> "Part":
+        """Return a copy in host memory, which training no longer changes."""
+        copies = {k: t.detach().to("cpu", copy=True) for k, t in self.tensors.items()}
+        return Part(self.name, copies)
+
+
+def write_parts(
+    folder: Path, parts: Sequence[Part], *, step: int
+) -> dict[str, dict[str, int | str]]:
+    """Write the files of a step, and return the size and sha256 of each once they are on disk.
+
+    A checksum is of what was in memory, so that it also tells of what went wrong on the way.
+    """
+    with ExitStack() as stack:
+        # Beside the writing: both wait for the memory and the disk more than for the interpreter.
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+        written: dict[str, tuple[int, Future[str], Future[None]]] = {}
+        for part in parts:
+            path = folder / part.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            blocks = _blocks(part.tensors)
+            checksum = pool.submit(_sha256, blocks)
+            file = stack.enter_context(path.open("wb", buffering=0))
+            for block in blocks:
+                _write_all(file.fileno(), block)
+            fault_point("write", step=step)
+            on_disk = pool.submit(os.fsync, file.fileno())
+            written[part.name] = (sum(block.nbytes for block in blocks), checksum, on_disk)
+        for _, _, on_disk in written.values():
+            on_disk.result()
+        return {
+            name: {"bytes": size, "sha256": checksum.result()}
+            for name, (size, checksum, _) in written.items()
+        }
+
+
+class SavedLayer:
+    """What a checkpoint holds of one layer, whichever ranks have written it."""
+
+    def __init__(self, checkpoint: Path, layer: int) -> None:
+        """Open a layer's files; only what is asked for is read from them.
+
+        Raises:
+            SafetensorError, OSError: a file is missing or no such file.
+        """
+        self.weights = safe_open(checkpoint / weights_name(layer), "pt")
+        # Ranges of flattened parameters: (start, stop, file, tensor) by parameter and kind.
+        self.ranges: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
+        for path in sorted((checkpoint / OPTIMIZER).glob(f"layer-{layer:03d}.*")):
+            file = safe_open(path, "pt")
+            for key in file.keys():  # noqa: SIM118  not a mapping
+                name, kind, start = key.rsplit("/", 2)
+                size = file.get_slice(key).get_shape()[0]
+                place = (int(start), int(start) + size, file, key)
+                self.ranges.setdefault((name, kind), []).append(place)
+
+    def weight(self, name: str, *, exact: bool) -> Tensor:
+        """Return a flattened weight; `exact` asks for the fp32 master where one was saved.
+
+        Raises:
+            KeyError, SafetensorError: there is none of this name.
+        """
+        if exact and (name, MASTER) in self.ranges:
+            stop = max(stop for _, stop, _, _ in self.ranges[name, MASTER])
+            return self.moment(name, MASTER, 0, stop)
+        return self.weights.get_tensor(name).view(-1)
+
+    def moment(self, name: str, kind: str, start: int, stop: int) -> Tensor:
+        """Return a range of a flattened moment or master weight, shape (stop - start,), fp32.
+
+        Raises:
+            KeyError: the files do not hold all of it.
+        """
+        result = torch.empty(stop - start)
+        missing = stop - start
+        for first, last, file, key in self.ranges.get((name, kind), []):
+            low, high = max(first, start), min(last, stop)
+            if low < high:
+                piece = file.get_slice(key)[low - first : high - first]
+                result[low - start : high - start] = piece
+                missing -= high - low
+        if missing:
+            raise KeyError(f"{kind} of {name!r} lacks {missing} of {stop - start} elements")
+        return result
+
+
+def _blocks(tensors: Mapping[str, Tensor]) -> list[memoryview]:
+    """Return the content of a safetensors file: its header, and the bytes of each tensor."""
+    header: dict[str, object] = {}
+    data: list[memoryview] = []
+    end = 0
+    # The widest first, so that every tensor lies at a multiple of its element size.
+    for name, tensor in sorted(tensors.items(), key=_order):
+        bytes_of = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        block = memoryview(bytes_of.data)
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end + block.nbytes],
+        }
+        end += block.nbytes
+        data.append(block)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [memoryview(struct.pack("<Q", len(text)) + text), *data]
+
+
+def _order(item: tuple[str, Tensor]) -> tuple[int, str]:
+    return -item[1].element_size(), item[0]
+
+
+def _sha256(blocks: Sequence[memoryview]) -> str:
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_all(descriptor: int, block: memoryview) -> None:
+    # One call writes 2 GiB at most, and less on a disk that is about to be full.
+    while block.nbytes:
+        block = block[os.write(descriptor, block) :]

@@ -1,0 +1,143 @@
+"""What one arrangement of ranks has saved, any other one goes on from."""
+
+import json
+import os
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from megatron_gptx.checkpoint.engine_state import MASTER, MOMENTS
+from megatron_gptx.checkpoint.layout import Checkpoint, newest
+from megatron_gptx.checkpoint.tensors import SavedLayer
+from megatron_gptx.config.schema import Config
+from megatron_gptx.launcher.command import encode
+from megatron_gptx.model.layers import build_layer
+from tests.runs import start_ranks, tiny_config, train, write_corpus
+
+STEP = 3
+# Twenty steps of training multiply a rounding error; here one step follows.
+ROUNDING = 16 * 2.0**-23
+
+
+class Layout(NamedTuple):
+    """An arrangement of ranks."""
+
+    stages: int
+    replicas: int
+    zero_stage: int
+    precision: str = "fp32"
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "parallel__pipeline_stages": self.stages,
+            "parallel__data_replicas": self.replicas,
+            "parallel__zero_stage": self.zero_stage,
+            "precision": self.precision,
+            "optimizer__gradient_clipping": 0.5,
+            # The same arithmetic in every layout: rounding then never lifts a key over another.
+            "ops__backend": "reference",
+        }
+
+
+MATRIX = [Layout(*choice) for choice in product((1, 2, 3), (1, 2), (0, 1))]
+PAIRS = [(saved, resumed) for saved, resumed in product(MATRIX, MATRIX) if saved != resumed]
+OTHERS = [
+    (Layout(2, 1, 0), Layout(1, 2, 3)),
+    (Layout(1, 2, 3), Layout(2, 2, 1)),
+    (Layout(1, 2, 2), Layout(3, 1, 0)),
+    (Layout(2, 1, 1, "bf16"), Layout(1, 2, 1, "bf16")),
+    (Layout(1, 2, 3, "bf16"), Layout(2, 1, 1, "bf16")),
+    (Layout(1, 2, 1, "bf16"), Layout(2, 1, 0)),
+    (Layout(2, 2, 1), Layout(1, 1, 1, "bf16")),
+]
+# All pairs take ten minutes: each layout is saved and resumed once where nobody asks for more.
+if not os.environ.get("GPTX_CHAOS"):
+    PAIRS = [(saved, MATRIX[(number * 5 + 7) % 12]) for number, saved in enumerate(MATRIX)][::2]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(corpus: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Train in a layout beyond a checkpoint; return the run folder and the next step's loss."""
+    done: dict[Layout, tuple[Path, float]] = {}
+
+    def saved(layout: Layout) -> tuple[Path, float]:
+        if layout not in done:
+            run_dir = tmp_path_factory.mktemp("saved")
+            options = {"checkpoint__interval": STEP, "training__steps": STEP + 1}
+            rows = train(tiny_config(corpus, run_dir, **options, **layout.options()))
+            done[layout] = run_dir, rows[STEP]["loss"]
+        return done[layout]
+
+    return saved
+
+
+def resume_and_go_on(packed: str, there: Path) -> None:
+    """Save what was loaded in another place, as this layout holds it, then train for a step."""
+    from megatron_gptx.checkpoint.load import resume
+    from megatron_gptx.checkpoint.save import Saver
+    from megatron_gptx.distributed.process import Process, run_worker
+    from megatron_gptx.launcher.command import decode
+    from megatron_gptx.training.build import build_engine
+    from megatron_gptx.training.pretrain import pretrain
+
+    config = decode(packed)
+    elsewhere = config.model_copy(
+        update={"output": config.output.model_copy(update={"run_dir": str(there)})}
+    )
+
+    def work(process: Process) -> None:
+        engine = build_engine(config, process, say=print)
+        state = resume(engine.deepspeed, config=config, say=print)
+        assert state is not None
+        saver = Saver(engine.deepspeed, elsewhere, replica=engine.replica, say=print)
+        saver.save(state, last=True)
+        pretrain(config, process)
+
+    run_worker(work, run_dir=Path(config.output.run_dir), launch=config.launch)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [*PAIRS, *OTHERS], ids=lambda pair: "-".join(map(str, pair))
+)
+def test_another_layout_goes_on_as_if_nothing_had_changed(saved, corpus, tmp_path, before, after):
+    source, next_loss = saved(before)
+    run_dir, there = tmp_path / "run", tmp_path / "there"
+    config = tiny_config(corpus, run_dir, training__steps=STEP + 1, **after.options())
+    (run_dir / "checkpoints").mkdir(parents=True)
+    (run_dir / "checkpoints" / "latest").write_text(f"step-{STEP:08d}\n")
+    (run_dir / "checkpoints" / f"step-{STEP:08d}").symlink_to(
+        source / "checkpoints" / f"step-{STEP:08d}"
+    )
+    ranks = after.stages * after.replicas
+    assert start_ranks(resume_and_go_on, ranks, encode(config), there) == [0] * ranks
+    assert_same_state(config, source / "checkpoints" / f"step-{STEP:08d}", newest(there))
+    loss = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])["loss"]
+    if before._replace(stages=1) == after._replace(stages=1):
+        assert loss == next_loss  # the same sums in the same order
+    rounding = 2.0**-8 if "bf16" in (*before, *after) else ROUNDING
+    assert loss == pytest.approx(next_loss, rel=rounding)
+
+
+def assert_same_state(config: Config, before: Path, after: Checkpoint | None) -> None:
+    """Compare every weight and moment of two checkpoints, bit by bit."""
+    assert after is not None
+    for index in range(config.model.num_pipeline_layers):
+        layers = [SavedLayer(path, index) for path in (before, after.path)]
+        for name, parameter in build_layer(config.model, index, 0).named_parameters():
+            for moment in MOMENTS:
+                values = [layer.moment(name, moment, 0, parameter.numel()) for layer in layers]
+                assert torch.equal(*values), (index, name, moment)
+                assert values[0].any() or name.endswith("position.weight"), (index, name, moment)
+            weights = [layer.weight(name, exact=True) for layer in layers]
+            if (name, MASTER) in layers[0].ranges or (name, MASTER) not in layers[1].ranges:
+                assert torch.equal(*weights), (index, name)
