@@ -11,6 +11,7 @@ from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.data.blend import BlendedDataset, table
 from megatron_gptx.data.build import build_datasets
 from megatron_gptx.data.loader import StepLoader
+from megatron_gptx.distributed.faults import fault_point
 from megatron_gptx.distributed.process import Process, run_worker
 from megatron_gptx.launcher.command import decode
 from megatron_gptx.training.build import build_engine
@@ -41,11 +42,13 @@ def run_rank(packed: str) -> None:
 
 def pretrain(config: Config, process: Process) -> None:
     """Train from the newest checkpoint, or from initial weights, to the last step."""
-    leader = process.rank == 0
+    leader, watch = process.rank == 0, process.watch
     steps = config.training.steps
     assert steps is not None, "the launcher turns epochs into steps"
     monitor = Monitor(process.console, total_steps=steps, visible=leader)
     engine = build_engine(config, process, say=monitor.say)
+    watch.begin("load", 0)
+    fault_point("load")
     state = TrainingState(**(resume(engine.deepspeed, config=config, say=monitor.say) or {}))
     if state.step >= steps:
         monitor.say(f"finished: step {state.step} of {steps} is saved")
@@ -66,6 +69,7 @@ def pretrain(config: Config, process: Process) -> None:
         monitor.start(state)
         batches = train.steps(state.samples)
         while True:
+            watch.begin("data", state.step)
             waiting_since = time.perf_counter()
             batch = next(batches)
             data_seconds = time.perf_counter() - waiting_since
@@ -76,6 +80,8 @@ def pretrain(config: Config, process: Process) -> None:
                 steps=steps,
                 schedule=config.schedule,
             )
+            watch.begin("step", state.step)
+            fault_point("step", step=state.step)
             result = engine.train_step(batch, step=state.step, lr=lr)
             state = state.after(config.batch.global_size, config.model.seq_length)
             speed, step_seconds = monitor.step(state)
@@ -94,12 +100,16 @@ def pretrain(config: Config, process: Process) -> None:
             }
             last = state.step == steps
             if valid and (last or due(state.step, config.evaluation.interval)):
-                row["valid_loss"] = evaluate(engine, valid, config.evaluation.batches)
+                row["valid_loss"] = evaluate(
+                    engine, valid, config.evaluation.batches, watch=watch, step=state.step
+                )
                 monitor.say(f"step {state.step}: validation loss {row['valid_loss']:.4f}")
                 monitor.start(state)
             for writer in writers:
                 writer.write(row)
             if last or due(state.step, config.checkpoint.interval):
+                watch.begin("save", state.step)
+                fault_point("save", step=state.step)
                 path = save(
                     engine.deepspeed,
                     config=config,
