@@ -108,9 +108,12 @@ def start_ranks(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    # The server, and with it a rank, does not see what a test sets.
+    fault = os.environ.get("GPTX_FAULT", "")
     processes = [
         _server().Process(
-            target=_rank, args=(rank, ranks, port, screen or os.devnull, work, arguments)
+            target=_rank,
+            args=(rank, ranks, port, screen or os.devnull, fault, work, arguments),
         )
         for rank in range(ranks)
     ]
@@ -153,6 +156,7 @@ def _rank(
     ranks: int,
     port: int,
     screen: str | Path,
+    fault: str,
     work: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> None:
@@ -165,5 +169,6 @@ def _rank(
         WORLD_SIZE=str(ranks),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
+        GPTX_FAULT=fault,
     )
     work(*arguments)

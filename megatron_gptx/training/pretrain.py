@@ -2,10 +2,12 @@
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_gptx.checkpoint.load import resume
 from megatron_gptx.checkpoint.save import save
+from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.data.blend import BlendedDataset, table
@@ -17,10 +19,12 @@ from megatron_gptx.launcher.command import decode
 from megatron_gptx.training.build import build_engine
 from megatron_gptx.training.engine import Engine
 from megatron_gptx.training.evaluate import evaluate
+from megatron_gptx.training.faults import poison_gradients
+from megatron_gptx.training.guard import Guard
 from megatron_gptx.training.monitor import Monitor
 from megatron_gptx.training.schedule import learning_rate
 from megatron_gptx.training.state import TrainingState
-from megatron_gptx.training.writers import open_writers
+from megatron_gptx.training.writers import Writer, open_writers
 
 
 def main() -> None:
@@ -45,11 +49,11 @@ def pretrain(config: Config, process: Process) -> None:
     leader, watch = process.rank == 0, process.watch
     steps = config.training.steps
     assert steps is not None, "the launcher turns epochs into steps"
+    guard = Guard(config)
     monitor = Monitor(process.console, total_steps=steps, visible=leader)
     engine = build_engine(config, process, say=monitor.say)
-    watch.begin("load", 0)
-    fault_point("load")
-    state = TrainingState(**(resume(engine.deepspeed, config=config, say=monitor.say) or {}))
+    poison_gradients(engine.deepspeed.module)
+    state = _load(config, process, engine, monitor) or TrainingState()
     if state.step >= steps:
         monitor.say(f"finished: step {state.step} of {steps} is saved")
         return
@@ -67,6 +71,7 @@ def pretrain(config: Config, process: Process) -> None:
 
     with _loader(config, data.train, engine) as train:
         monitor.start(state)
+        unsaved = False
         batches = train.steps(state.samples)
         while True:
             watch.begin("data", state.step)
@@ -86,14 +91,17 @@ def pretrain(config: Config, process: Process) -> None:
             state = state.after(config.batch.global_size, config.model.seq_length)
             speed, step_seconds = monitor.step(state)
             monitor.show(state, result.loss, speed, step_seconds)
-            if not result.applied:
-                monitor.say(f"step {state.step}: not applied, its gradients were not finite")
+            if reason := guard.judge(result):
+                first = state.samples - config.batch.global_size
+                samples = data.train.name_samples(first, config.batch.global_size)
+                monitor.note(f"step {state.step}: {reason}; {samples}")
             row = {
                 "step": state.step,
                 "loss": result.loss,
                 "tokens": state.tokens,
                 "lr": lr,
                 "grad_norm": result.grad_norm,
+                "bad_steps": guard.bad_steps,
                 "tokens_per_second": round(speed, 1),
                 "data_seconds": round(data_seconds, 6),
                 **_achieved(data.train, state.samples),
@@ -107,7 +115,19 @@ def pretrain(config: Config, process: Process) -> None:
                 monitor.start(state)
             for writer in writers:
                 writer.write(row)
-            if last or due(state.step, config.checkpoint.interval):
+            if guard.must_rewind:
+                state = _go_back(config, process, engine, monitor, guard, state)
+                train.close()
+                batches = train.steps(state.samples)
+                if leader:
+                    _close(writers)
+                    writers = open_writers(config, resumed_step=state.step)
+                monitor.start(state)
+                continue
+            # Not amid bad steps, which a return to the newest checkpoint may have to undo.
+            unsaved = unsaved or due(state.step, config.checkpoint.interval)
+            if last or (unsaved and not guard.in_a_row):
+                unsaved = False
                 watch.begin("save", state.step)
                 fault_point("save", step=state.step)
                 path = save(
@@ -122,6 +142,46 @@ def pretrain(config: Config, process: Process) -> None:
                 monitor.say(table(data.train.shares(state.samples), "data seen"))
                 monitor.say(f"waited for data: {monitor.waiting:.3%} of the steps' time")
                 break
+    _close(writers)
+
+
+def _load(
+    config: Config, process: Process, engine: Engine, monitor: Monitor
+) -> TrainingState | None:
+    process.watch.begin("load", 0)
+    fault_point("load")
+    saved = resume(engine.deepspeed, config=config, say=monitor.say)
+    return None if saved is None else TrainingState(**saved)
+
+
+def _go_back(
+    config: Config,
+    process: Process,
+    engine: Engine,
+    monitor: Monitor,
+    guard: Guard,
+    state: TrainingState,
+) -> TrainingState:
+    """Load the newest checkpoint again; the samples since then are not taken again."""
+    guard.rewind()
+    # This run's own: that it exists is no mistake any more.
+    own = config.checkpoint.model_copy(update={"start": "auto"})
+    saved = _load(config.model_copy(update={"checkpoint": own}), process, engine, monitor)
+    if saved is None:
+        raise UserError(
+            f"step {state.step} and the {guard.options.max_bad_steps - 1} before it were bad, and "
+            "there is no checkpoint to go back to: look at the data named above, or lower "
+            "optimizer.lr"
+        )
+    behind = saved._replace(samples=state.samples)
+    monitor.note(
+        f"step {state.step}: back to step {saved.step}, on behind sample {state.samples - 1} "
+        f"(return {guard.rewinds} of at most {guard.options.max_rewinds})"
+    )
+    return behind
+
+
+def _close(writers: Sequence[Writer]) -> None:
     for writer in writers:
         writer.close()
 

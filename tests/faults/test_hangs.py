@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.faults.launched import Outcome, launch
-from tests.runs import tiny_config, write_corpus
+from tests.runs import tiny_config, train, write_corpus
 
 TIMEOUT_SECONDS = 8
 # DeepSpeed's launcher gives every rank 30 seconds after SIGTERM, which a stopped one needs.
@@ -28,15 +28,15 @@ CASES = ALL if os.environ.get("GPTX_CHAOS") else OFTEN
 @pytest.mark.parametrize(("action", "layout", "place"), CASES)
 def test_a_rank_that_hangs_ends_the_run_in_time_and_is_named(tmp_path, action, layout, place):
     write_corpus(tmp_path)
-    config = tiny_config(
-        tmp_path,
-        tmp_path / "run",
+    options = {
         **LAYOUTS[layout],
-        training__steps=6,
-        checkpoint__interval=2,
-        evaluation__interval=2,
-        launch__timeout_seconds=TIMEOUT_SECONDS,
-    )
+        "checkpoint__interval": 2,
+        "evaluation__interval": 2,
+        "launch__timeout_seconds": TIMEOUT_SECONDS,
+    }
+    if place == "load":
+        train(tiny_config(tmp_path, tmp_path / "run", **options, training__steps=2))
+    config = tiny_config(tmp_path, tmp_path / "run", **options, training__steps=6)
     outcome = launch(config, fault=f"{action}:at={place}:rank=1")
     report(outcome, f"{action} in {place}, {layout}")
     assert outcome.status == 76
