@@ -107,6 +107,11 @@ class Config(Section):
                 f"warmup_steps {self.schedule.warmup_steps} leaves none of the "
                 f"{self.training.steps} training.steps",
             )
+        if self.training.check_replicas and self.parallel.zero_stage == 3:
+            yield Problem(
+                "training.check_replicas",
+                "with parallel.zero_stage 3 no two ranks hold the same weights; leave it out",
+            )
         yield from self._deepspeed_problems()
 
     def _deepspeed_problems(self) -> Iterator[Problem]:

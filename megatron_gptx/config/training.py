@@ -38,6 +38,17 @@ class TrainingConfig(Section):
         description="Recompute activations in the backward pass in groups of this many layers; 0 "
         "keeps them all.",
     )
+    deterministic: bool = Field(
+        False,
+        description="Take only algorithms that give the same bits every time, and end the run, "
+        "naming the operation, where there is none.",
+    )
+    check_replicas: int | None = Field(
+        None,
+        gt=0,
+        description="Steps between comparisons of the weights of all replicas, bit by bit; they "
+        "are compared before each save too. null never does.",
+    )
 
     def problems(self) -> Iterator[Problem]:
         """Yield a run of no stated length, or of two."""

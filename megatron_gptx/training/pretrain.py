@@ -17,11 +17,13 @@ from megatron_gptx.distributed.faults import fault_point
 from megatron_gptx.distributed.process import Process, run_worker
 from megatron_gptx.launcher.command import decode
 from megatron_gptx.training.build import build_engine
+from megatron_gptx.training.determinism import repeatable
 from megatron_gptx.training.engine import Engine
 from megatron_gptx.training.evaluate import evaluate
-from megatron_gptx.training.faults import poison_gradients
+from megatron_gptx.training.faults import flip_a_bit, poison_gradients
 from megatron_gptx.training.guard import Guard
 from megatron_gptx.training.monitor import Monitor
+from megatron_gptx.training.replicas import check_replicas
 from megatron_gptx.training.schedule import learning_rate
 from megatron_gptx.training.state import TrainingState
 from megatron_gptx.training.writers import Writer, open_writers
@@ -46,6 +48,11 @@ def run_rank(packed: str) -> None:
 
 def pretrain(config: Config, process: Process) -> None:
     """Train from the newest checkpoint, or from initial weights, to the last step."""
+    with repeatable(config.training.deterministic):
+        _pretrain(config, process)
+
+
+def _pretrain(config: Config, process: Process) -> None:
     leader, watch = process.rank == 0, process.watch
     steps = config.training.steps
     assert steps is not None, "the launcher turns epochs into steps"
@@ -88,6 +95,7 @@ def pretrain(config: Config, process: Process) -> None:
             watch.begin("step", state.step)
             fault_point("step", step=state.step)
             result = engine.train_step(batch, step=state.step, lr=lr)
+            flip_a_bit(engine.deepspeed.module, step=state.step)
             state = state.after(config.batch.global_size, config.model.seq_length)
             speed, step_seconds = monitor.step(state)
             monitor.show(state, result.loss, speed, step_seconds)
@@ -126,7 +134,12 @@ def pretrain(config: Config, process: Process) -> None:
                 continue
             # Not amid bad steps, which a return to the newest checkpoint may have to undo.
             unsaved = unsaved or due(state.step, config.checkpoint.interval)
-            if last or (unsaved and not guard.in_a_row):
+            saving = last or (unsaved and not guard.in_a_row)
+            compared_every = config.training.check_replicas
+            if compared_every and (saving or due(state.step, compared_every)):
+                watch.begin("comparison", state.step)
+                check_replicas(engine.deepspeed.module.local_layers(), engine.replica_group)
+            if saving:
                 unsaved = False
                 watch.begin("save", state.step)
                 fault_point("save", step=state.step)
