@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, MutableMapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -16,6 +17,7 @@ from torch.distributed import distributed_c10d
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.parallel import LaunchConfig
+from megatron_gptx.distributed.build_lock import explain_build_locks
 from megatron_gptx.distributed.lifetime import end_with_parent
 from megatron_gptx.distributed.log import finished_marker, first_to_fail, redirect_output
 from megatron_gptx.distributed.watchdog import START_SECONDS, Watchdog
@@ -119,6 +121,7 @@ def _join(console: TextIO, watch: Watchdog) -> Process:
     # Only inference uses this op; building it takes a minute, and every launch would leave
     # 69 MB per rank in /dev/shm.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    explain_build_locks(partial(_note, console))
     local_rank = int(os.environ["LOCAL_RANK"])
     if os.environ.get("DS_ACCELERATOR") == "cpu":
         device, backend = torch.device("cpu"), "gloo"
@@ -132,6 +135,14 @@ def _join(console: TextIO, watch: Watchdog) -> Process:
     distributed_c10d.default_pg_nccl_timeout = longest
     deepspeed.init_distributed(dist_backend=backend, timeout=longest, auto_mpi_discovery=True)
     return Process(dist.get_rank(), dist.get_world_size(), local_rank, device, console, watch)
+
+
+def _note(console: TextIO, text: str) -> None:
+    """Leave a line in this rank's log, and on the console if it is the first rank of its node."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+    if os.environ["LOCAL_RANK"] == "0":
+        console.write(f"{text}\n")
 
 
 def _lost_a_peer(error: BaseException) -> bool:
