@@ -26,6 +26,7 @@ from megatron_gptx.training.monitor import Monitor
 from megatron_gptx.training.replicas import check_replicas
 from megatron_gptx.training.schedule import learning_rate
 from megatron_gptx.training.state import TrainingState
+from megatron_gptx.training.stragglers import Stragglers
 from megatron_gptx.training.writers import Writer, open_writers
 
 
@@ -60,6 +61,8 @@ def _pretrain(config: Config, process: Process) -> None:
     monitor = Monitor(process.console, total_steps=steps, visible=leader)
     engine = build_engine(config, process, say=monitor.say)
     poison_gradients(engine.deepspeed.module)
+    alone = config.parallel.zero_stage < 3
+    stragglers = Stragglers(engine.deepspeed.module, process.device, alone=alone)
     state = _load(config, process, engine, monitor) or TrainingState()
     if state.step >= steps:
         monitor.say(f"finished: step {state.step} of {steps} is saved")
@@ -83,9 +86,11 @@ def _pretrain(config: Config, process: Process) -> None:
         while True:
             watch.begin("data", state.step)
             waiting_since = time.perf_counter()
+            fault_point("data", step=state.step)
             batch = next(batches)
             data_seconds = time.perf_counter() - waiting_since
             monitor.wait(data_seconds)
+            stragglers.wait(data_seconds)
             lr = learning_rate(
                 state.step,
                 peak=config.optimizer.lr,
@@ -98,6 +103,7 @@ def _pretrain(config: Config, process: Process) -> None:
             flip_a_bit(engine.deepspeed.module, step=state.step)
             state = state.after(config.batch.global_size, config.model.seq_length)
             speed, step_seconds = monitor.step(state)
+            stragglers.compare(state.step, monitor.note)
             monitor.show(state, result.loss, speed, step_seconds)
             if reason := guard.judge(result):
                 first = state.samples - config.batch.global_size
