@@ -83,5 +83,8 @@ class LaunchConfig(Section):
         None, gt=0, lt=65536, description="Rendezvous port; null finds a free one."
     )
     timeout_seconds: int = Field(
-        1800, gt=0, description="How long a collective may wait for a peer."
+        1800,
+        gt=0,
+        description="How long a step, a save, a load or the evaluation of a batch may last before "
+        "the run is ended, naming the rank that holds it up.",
     )

@@ -17,6 +17,7 @@ from megatron_gptx.config.section import Problem, Section
 from megatron_gptx.config.training import (
     CheckpointConfig,
     EvaluationConfig,
+    GuardConfig,
     OptimizerConfig,
     Precision,
     ScheduleConfig,
@@ -34,6 +35,7 @@ OWNED_BY_OPTIONS = {
     "fp16.enabled": "precision",
     "bf16.enabled": "precision",
     "data_types": "precision",
+    "bf16.check_grad_overflow": "guard",
     "zero_optimization.stage": "parallel.zero_stage",
     "zero_optimization.offload_optimizer": "parallel.offload",
     "zero_optimization.offload_param": "parallel.offload",
@@ -83,6 +85,7 @@ class Config(Section):
     launch: LaunchConfig = Field(default_factory=LaunchConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    guard: GuardConfig = Field(default_factory=GuardConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     generation: GenerationConfig = Field(default_factory=GenerationConfig)
     output: OutputConfig = Field(default_factory=OutputConfig)
@@ -103,6 +106,11 @@ class Config(Section):
                 "schedule.warmup_steps",
                 f"warmup_steps {self.schedule.warmup_steps} leaves none of the "
                 f"{self.training.steps} training.steps",
+            )
+        if self.training.check_replicas and self.parallel.zero_stage == 3:
+            yield Problem(
+                "training.check_replicas",
+                "with parallel.zero_stage 3 no two ranks hold the same weights; leave it out",
             )
         yield from self._deepspeed_problems()
 

@@ -38,6 +38,17 @@ class TrainingConfig(Section):
         description="Recompute activations in the backward pass in groups of this many layers; 0 "
         "keeps them all.",
     )
+    deterministic: bool = Field(
+        False,
+        description="Take only algorithms that give the same bits every time, and end the run, "
+        "naming the operation, where there is none.",
+    )
+    check_replicas: int | None = Field(
+        None,
+        gt=0,
+        description="Steps between comparisons of the weights of all replicas, bit by bit; they "
+        "are compared before each save too. null never does.",
+    )
 
     def problems(self) -> Iterator[Problem]:
         """Yield a run of no stated length, or of two."""
@@ -118,3 +129,25 @@ class EvaluationConfig(Section):
         None, gt=0, description="Steps between evaluations; null only evaluates at the end."
     )
     batches: int = Field(16, gt=0, description="Global batches per evaluation.")
+
+
+class GuardConfig(Section):
+    """What happens to a run whose steps go wrong. A step whose gradients are not finite is never
+    applied.
+    """
+
+    max_bad_steps: int = Field(
+        10,
+        gt=0,
+        description="Bad steps in a row (loss or gradients not finite, or a spike) after which the "
+        "run goes back to its newest checkpoint and on behind the samples that led there.",
+    )
+    max_rewinds: int = Field(
+        3, ge=0, description="How often a run goes back so before it ends with an error."
+    )
+    spike_factor: float | None = Field(
+        None,
+        gt=1,
+        description="A loss above this many times the median of the last 100 is bad too; its step "
+        "has been applied. null only looks for values that are not finite.",
+    )

@@ -127,6 +127,16 @@ class BlendedDataset:
         numbers, _ = self.proportions.locate(np.array([position]))
         return self.datasets[int(numbers[0])].source.prefix
 
+    def name_samples(self, first: int, count: int) -> str:
+        """Return consecutive samples as text: their positions here and in each dataset."""
+        numbers, inner = self.proportions.locate(np.arange(first, first + count))
+        parts = [
+            f"{self.datasets[number].source.prefix} "
+            f"{inner[numbers == number].min()} to {inner[numbers == number].max()}"
+            for number in np.unique(numbers).tolist()
+        ]
+        return f"samples {first} to {first + count - 1} ({', '.join(parts)})"
+
     def shares(self, num_samples: int) -> list[Share]:
         """Return what each dataset contributes to the first samples."""
         shares = []

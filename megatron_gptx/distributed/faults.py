@@ -5,10 +5,12 @@ separated by spaces, each an action and conditions joined by colons:
 
     GPTX_FAULT="kill:at=manifest:rank=1:step>=8"
 
-Actions: `kill` (SIGKILL), `stop` (SIGSTOP), `sleep` (for ever), `error` (an exception), `full` (the
-error of a full disk). `kill` and `stop` take `who=rank` (the default), `who=node` (DeepSpeed's
-launcher of this node) or `who=launcher` (deepy.py). Conditions: `at=PLACE` (always), `rank=N`,
-`step=N`, `step>=N`, and `once=FILE`: only where that file does not exist yet, which makes it.
+Actions: `kill` (SIGKILL), `stop` (SIGSTOP), `sleep` (for ever), `slow` (a moment, each time),
+`error` (an exception), `full` (the error of a full disk); on tensors, `nan` at `gradient` and
+`flip` (one bit) at `weights`. `kill` and `stop` take `who=rank` (the default), `who=node`
+(DeepSpeed's launcher of this node) or `who=launcher` (deepy.py). Conditions: `at=PLACE` (always),
+`rank=N`, `step=N`, `step>=N`, and `once=FILE`: only where that file does not exist yet, which
+makes it.
 """
 
 import errno
@@ -20,7 +22,9 @@ from pathlib import Path
 
 VARIABLE = "GPTX_FAULT"
 
-_ACTIONS = ("kill", "stop", "sleep", "error", "full")
+_ACTIONS = ("kill", "stop", "sleep", "slow", "error", "full")
+_ON_TENSORS = ("nan", "flip")
+_SLOW_SECONDS = 0.05
 _CONDITION = re.compile(r"(at|who|rank|step|once)(>=|=)(.+)")
 
 
@@ -41,15 +45,25 @@ def fault_point(place: str, *, step: int = 0) -> None:
     """
     for fault in os.environ.get(VARIABLE, "").split():
         action, conditions = _parse(fault)
-        if _meets(conditions, place, step):
+        if action in _ACTIONS and _meets(conditions, place, step):
             _suffer(action, place, who=conditions.get("who", ("=", "rank"))[1])
+
+
+def fault_strikes(action: str, place: str, *, step: int) -> bool:
+    """Return whether the environment aims an action that the caller does at this place."""
+    faults = (_parse(fault) for fault in os.environ.get(VARIABLE, "").split())
+    return any(asked == action and _meets(conditions, place, step) for asked, conditions in faults)
 
 
 def _parse(fault: str) -> tuple[str, dict[str, tuple[str, str]]]:
     action, *parts = fault.split(":")
     matches = [_CONDITION.fullmatch(part) for part in parts]
     conditions = {match[1]: (match[2], match[3]) for match in matches if match}
-    if action not in _ACTIONS or len(conditions) != len(parts) or "at" not in conditions:
+    if (
+        action not in _ACTIONS + _ON_TENSORS
+        or len(conditions) != len(parts)
+        or "at" not in conditions
+    ):
         raise ValueError(f"{VARIABLE}: {fault!r} is no fault, such as kill:at=manifest:rank=1")
     return action, conditions
 
@@ -75,6 +89,9 @@ def _first_time(marker: Path) -> bool:
 def _suffer(action: str, place: str, who: str) -> None:
     if action == "sleep":
         time.sleep(1e9)
+    if action == "slow":
+        time.sleep(_SLOW_SECONDS)
+        return
     if action == "error":
         raise InjectedError(f"{VARIABLE} asked for an error at {place!r}")
     if action == "full":

@@ -7,16 +7,20 @@ import time
 import traceback
 from collections.abc import Callable, MutableMapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.parallel import LaunchConfig
+from megatron_gptx.distributed.build_lock import explain_build_locks
 from megatron_gptx.distributed.lifetime import end_with_parent
 from megatron_gptx.distributed.log import finished_marker, first_to_fail, redirect_output
+from megatron_gptx.distributed.watchdog import START_SECONDS, Watchdog
 
 # How long a rank that lost a peer waits for the launcher, which ends every rank once it has seen
 # the peer's exit status: the peer's own message is then the only one on the screen.
@@ -42,6 +46,7 @@ class Process(NamedTuple):
     local_rank: int
     device: torch.device
     console: TextIO
+    watch: Watchdog
 
 
 def name_rank(variables: MutableMapping[str, str], launch: LaunchConfig) -> None:
@@ -77,16 +82,26 @@ def run_worker(work: Callable[[Process], None], *, run_dir: Path, launch: Launch
     rank = int(os.environ["RANK"])
     log_path = run_dir / "logs" / f"rank-{rank}.log"
     console = redirect_output(log_path)
+    watch = Watchdog(
+        rank,
+        int(os.environ["WORLD_SIZE"]),
+        run_dir=run_dir,
+        timeout_seconds=launch.timeout_seconds,
+    )
+    watch.start(console)
     try:
-        process = _join(console, launch.timeout_seconds)
+        process = _join(console, watch)
         work(process)
+        watch.begin("end", 0)
         dist.barrier()
         if rank == 0:
             finished_marker(run_dir).touch()
         dist.destroy_process_group()
+        watch.stop()
     except KeyboardInterrupt:
         _leave(130)
     except BaseException as error:
+        watch.stop()
         traceback.print_exc()
         sys.stderr.flush()
         if _lost_a_peer(error):
@@ -98,7 +113,7 @@ def run_worker(work: Callable[[Process], None], *, run_dir: Path, launch: Launch
         _leave(2 if isinstance(error, UserError) else 1)
 
 
-def _join(console: TextIO, timeout_seconds: int) -> Process:
+def _join(console: TextIO, watch: Watchdog) -> Process:
     # Importing DeepSpeed takes seconds and prints; only ranks pay for it, into their log.
     import deepspeed
     import deepspeed.ops
@@ -106,16 +121,28 @@ def _join(console: TextIO, timeout_seconds: int) -> Process:
     # Only inference uses this op; building it takes a minute, and every launch would leave
     # 69 MB per rank in /dev/shm.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    explain_build_locks(partial(_note, console))
     local_rank = int(os.environ["LOCAL_RANK"])
     if os.environ.get("DS_ACCELERATOR") == "cpu":
         device, backend = torch.device("cpu"), "gloo"
     else:
         device, backend = torch.device("cuda", local_rank), "nccl"
         torch.cuda.set_device(device)
-    deepspeed.init_distributed(
-        dist_backend=backend, timeout=timedelta(seconds=timeout_seconds), auto_mpi_discovery=True
-    )
-    return Process(dist.get_rank(), dist.get_world_size(), local_rank, device, console)
+    # Longer than any phase: the watchdog ends a run that hangs, and says more about it. DeepSpeed
+    # makes groups without a timeout of their own, which then take these defaults.
+    longest = timedelta(seconds=max(START_SECONDS, watch.timeout_seconds) + 120)
+    distributed_c10d.default_pg_timeout = longest
+    distributed_c10d.default_pg_nccl_timeout = longest
+    deepspeed.init_distributed(dist_backend=backend, timeout=longest, auto_mpi_discovery=True)
+    return Process(dist.get_rank(), dist.get_world_size(), local_rank, device, console, watch)
+
+
+def _note(console: TextIO, text: str) -> None:
+    """Leave a line in this rank's log, and on the console if it is the first rank of its node."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+    if os.environ["LOCAL_RANK"] == "0":
+        console.write(f"{text}\n")
 
 
 def _lost_a_peer(error: BaseException) -> bool:

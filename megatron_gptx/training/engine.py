@@ -25,6 +25,8 @@ class Engine(Protocol):
     deepspeed: Any
     replica: int
     replicas: int
+    # The processes that hold the same layers.
+    replica_group: dist.ProcessGroup | None
 
     def train_step(self, batch: Sequence[MicroBatch], *, step: int, lr: float) -> StepResult:
         """Update the weights once from this replica's micro-batches."""
@@ -79,6 +81,7 @@ class SequentialRun:
     def __init__(self, engine: Any) -> None:
         self.deepspeed = engine
         self.replica, self.replicas = dist.get_rank(), dist.get_world_size()
+        self.replica_group = dist.group.WORLD
 
     def train_step(self, batch: Sequence[MicroBatch], *, step: int, lr: float) -> StepResult:
         """Update the weights once from this replica's micro-batches."""

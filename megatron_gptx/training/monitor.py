@@ -1,5 +1,6 @@
 """What a person watching a run sees."""
 
+import sys
 import time
 from collections import deque
 from typing import TextIO
@@ -67,6 +68,13 @@ class Monitor:
             self.console.write(f"\n{text}\n" if self.unfinished_line else f"{text}\n")
             self.console.flush()
             self.unfinished_line = False
+
+    def note(self, text: str) -> None:
+        """Print a line that stays, and leave it in the log as well."""
+        self.say(text)
+        if self.visible:
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,165 @@
+"""Gradients that are not finite change nothing, in any mode; too many of them send a run back."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from megatron_gptx.config.schema import Config
+from megatron_gptx.launcher.command import encode
+from tests.runs import losses, start, start_ranks, tiny_config, train, write_corpus
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder)
+    return folder
+
+
+@pytest.fixture
+def fault(monkeypatch):
+    """Return what sets GPTX_FAULT for the ranks to come."""
+    return lambda text: monkeypatch.setenv("GPTX_FAULT", text)
+
+
+def train_behind(packed: str, skipped: int) -> None:
+    """Train one rank from its checkpoint on, but behind some more samples."""
+    from megatron_gptx.training import pretrain
+
+    load = pretrain.resume
+
+    def resume(*arguments, **options):
+        saved = load(*arguments, **options)
+        return {**saved, "samples": saved["samples"] + skipped}
+
+    pretrain.resume = resume
+    pretrain.run_rank(packed)
+
+
+def rows_behind(config: Config, *, skipped: int, ranks: int) -> list[dict[str, float]]:
+    """Resume a run behind some more samples, and return its metrics."""
+    assert start_ranks(train_behind, ranks, encode(config), skipped) == [0] * ranks
+    lines = (Path(config.output.run_dir) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def weights(run_dir: Path, *, step: int) -> dict[str, torch.Tensor]:
+    folder = run_dir / "checkpoints" / f"step-{step:08d}" / "weights"
+    return {
+        f"{path.name}/{name}": tensor
+        for path in folder.iterdir()
+        for name, tensor in load_file(path).items()
+    }
+
+
+def num_ranks(mode: str) -> int:
+    return 2 if "PP 2" in mode or "DP 2" in mode else 1
+
+
+MODES = {
+    "ZeRO 0": {},
+    "ZeRO 0, PP 2": {"parallel__pipeline_stages": 2},
+    "ZeRO 0, DP 2": {"parallel__data_replicas": 2},
+    "ZeRO 1, DP 2": {"parallel__data_replicas": 2, "parallel__zero_stage": 1},
+    "ZeRO 2, DP 2": {"parallel__data_replicas": 2, "parallel__zero_stage": 2},
+    "ZeRO 3, DP 2": {"parallel__data_replicas": 2, "parallel__zero_stage": 3},
+    "bf16": {"precision": "bf16"},
+    "bf16, PP 2": {"precision": "bf16", "parallel__pipeline_stages": 2},
+    "bf16, ZeRO 2, DP 2": {
+        "precision": "bf16",
+        "parallel__data_replicas": 2,
+        "parallel__zero_stage": 2,
+    },
+    "bf16, ZeRO 3, DP 2": {
+        "precision": "bf16",
+        "parallel__data_replicas": 2,
+        "parallel__zero_stage": 3,
+    },
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_nan_gradient_on_one_rank_is_applied_nowhere(corpus, tmp_path, fault, mode):
+    options = {**MODES[mode], "training__steps": 8, "optimizer__gradient_clipping": 0.5}
+    fault(f"nan:at=gradient:step=4:rank={num_ranks(mode) - 1}")
+    rows = train(tiny_config(corpus, tmp_path, **options))
+    assert [row["bad_steps"] for row in rows] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert [row["grad_norm"] is None for row in rows].index(True) == 4
+    assert all(row["loss"] < 6 for row in rows)
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path, step=8).values())
+    log = (tmp_path / "logs" / "rank-0.log").read_text()
+    assert "step 5: gradients not finite, not applied; samples 32 to 39 (" in log
+
+
+@pytest.mark.parametrize("mode", ["ZeRO 0, PP 2", "ZeRO 1, DP 2", "ZeRO 3, DP 2", "bf16, PP 2"])
+def test_a_skipped_step_leaves_a_run_as_if_its_samples_had_not_been_there(
+    corpus, tmp_path, fault, mode
+):
+    # The rate is constant and nothing is dropped: the number of a step makes no difference.
+    options = {**MODES[mode], "schedule__name": "constant", "schedule__warmup_steps": 0}
+    fault("nan:at=gradient:step=4:rank=1")
+    skipping = losses(train(tiny_config(corpus, tmp_path / "a", **options, training__steps=9)))
+    fault("")
+    train(tiny_config(corpus, tmp_path / "b", **options, training__steps=4))
+    longer = tiny_config(corpus, tmp_path / "b", **options, training__steps=8)
+    never = losses(rows_behind(longer, skipped=8, ranks=num_ranks(mode)))
+    assert skipping[:4] + skipping[5:] == never
+
+
+@pytest.mark.parametrize("mode", ["ZeRO 0, PP 2", "ZeRO 1, DP 2", "ZeRO 3, DP 2", "bf16, PP 2"])
+def test_bad_steps_in_a_row_send_a_run_back_behind_their_samples(corpus, tmp_path, fault, mode):
+    options = {
+        **MODES[mode],
+        "checkpoint__interval": 4,
+        "checkpoint__keep_last": None,
+        "guard__max_bad_steps": 3,
+        "model__dropout": 0.1,
+        "schedule__decay_steps": 10,
+    }
+    # Steps 5 to 7, each once: at their second time they go well.
+    once = [f"nan:at=gradient:rank=1:step={n}:once={tmp_path / str(n)}" for n in (4, 5, 6)]
+    fault(" ".join(once))
+    rows = train(tiny_config(corpus, tmp_path / "a", **options, training__steps=10))
+    assert [row["step"] for row in rows] == list(range(1, 11))
+    assert [row["bad_steps"] for row in rows] == [0] * 4 + [3] * 6
+    log = (tmp_path / "a" / "logs" / "rank-0.log").read_text()
+    assert "step 7: back to step 4, on behind sample 55 (return 1 of at most 3)" in log
+    fault("")
+    train(tiny_config(corpus, tmp_path / "b", **options, training__steps=4))
+    longer = tiny_config(corpus, tmp_path / "b", **options, training__steps=10)
+    assert losses(rows) == losses(rows_behind(longer, skipped=24, ranks=num_ranks(mode)))
+    after = weights(tmp_path / "a", step=10)
+    expected = weights(tmp_path / "b", step=10)
+    assert after.keys() == expected.keys()
+    assert all(torch.equal(after[name], expected[name]) for name in after)
+
+
+def test_a_run_that_goes_wrong_again_and_again_ends_with_one_message(corpus, tmp_path, fault):
+    options = {"guard__max_bad_steps": 2, "guard__max_rewinds": 1, "checkpoint__interval": 2}
+    fault("nan:at=gradient:step>=3")
+    screen = tmp_path / "screen"
+    config = tiny_config(corpus, tmp_path, **options, checkpoint__start="fresh")
+    assert start(config, screen=screen) == [2]
+    said = screen.read_text()
+    assert said.count("back to step 2, on behind sample 39 (return 1 of at most 1)") == 1
+    assert said.count("2 steps in a row were bad, after 1 returns to the newest checkpoint") == 1
+    assert "Traceback" not in said
+
+
+def test_a_run_without_a_checkpoint_to_go_back_to_says_so(corpus, tmp_path, fault):
+    fault("nan:at=gradient:step>=3")
+    screen = tmp_path / "screen"
+    config = tiny_config(corpus, tmp_path, guard__max_bad_steps=2)
+    assert start(config, screen=screen) == [2]
+    assert "there is no checkpoint to go back to" in screen.read_text()
+
+
+def test_nothing_is_saved_amid_bad_steps(corpus, tmp_path, fault):
+    fault("nan:at=gradient:step=4 nan:at=gradient:step=3")
+    config = tiny_config(corpus, tmp_path, checkpoint__interval=4, training__steps=7)
+    train(config)
+    found = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert found == ["step-00000006", "step-00000007"]

@@ -1,0 +1,70 @@
+"""A bit that one replica has lost is found, and named, before it is saved."""
+
+import re
+
+import pytest
+import torch
+
+from megatron_gptx.training.replicas import checksum
+from tests.runs import start, tiny_config, train, write_corpus
+
+LAYOUTS = {
+    "DP 2": {"parallel__data_replicas": 2},
+    "DP 3": {"parallel__data_replicas": 3, "training__global_batch_size": 6},
+    "DP 2, bf16, ZeRO 1": {"parallel__data_replicas": 2, "precision": "bf16"},
+    "DP 2, ZeRO 2": {"parallel__data_replicas": 2, "parallel__zero_stage": 2},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("every", [5, 1000])
+def test_a_flipped_bit_ends_the_run_and_is_not_saved(tmp_path, monkeypatch, layout, every):
+    write_corpus(tmp_path)
+    # At the step of a comparison: with ZeRO the next step would bring the replicas together again.
+    monkeypatch.setenv("GPTX_FAULT", "flip:at=weights:rank=1:step=4")
+    config = tiny_config(
+        tmp_path,
+        tmp_path / "run",
+        **LAYOUTS[layout],
+        training__steps=8,
+        training__check_replicas=every,
+        checkpoint__interval=5,
+    )
+    statuses = start(config, screen=tmp_path / "screen")
+    assert 1 in statuses
+    said = (tmp_path / "screen").read_text()
+    ranks = "rank 1" if layout == "DP 3" else "ranks 0, 1"
+    message = rf"1 of \d+ parameters differ, the first is layer 6, weight, on {ranks};"
+    assert re.search(message, said), said
+    assert said.count("error") == 1
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_replicas_that_are_well_are_left_alone(tmp_path, layout):
+    write_corpus(tmp_path)
+    options = {**LAYOUTS[layout], "training__steps": 4}
+    compared = tiny_config(tmp_path, tmp_path / "run", **options, training__check_replicas=1)
+    assert len(train(compared)) == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_flipped_bit_and_any_exchange_changes_the_checksum(dtype):
+    weights = torch.randn(40).to(dtype)
+    before = int(checksum(weights))
+    assert int(checksum(weights.clone())) == before
+    raw = weights.view({4: torch.int32, 2: torch.int16}[dtype.itemsize])
+    for place in range(40):
+        for bit in range(dtype.itemsize * 8 - 1):
+            raw[place] ^= 1 << bit
+            assert int(checksum(weights)) != before
+            raw[place] ^= 1 << bit
+    weights[[3, 4]] = weights[[4, 3]]
+    assert int(checksum(weights)) != before
+
+
+def test_the_checksum_of_a_long_tensor_is_that_of_its_parts(monkeypatch):
+    weights = torch.randn(1000)
+    whole = int(checksum(weights))
+    monkeypatch.setattr("megatron_gptx.training.replicas.CHUNK", 7)
+    assert int(checksum(weights)) == whole
