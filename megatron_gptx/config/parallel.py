@@ -82,6 +82,12 @@ class LaunchConfig(Section):
     master_port: int | None = Field(
         None, gt=0, lt=65536, description="Rendezvous port; null finds a free one."
     )
+    max_restarts: int = Field(
+        0,
+        ge=0,
+        description="How often ranks that crashed or hung are started again from the newest intact "
+        "checkpoint.",
+    )
     timeout_seconds: int = Field(
         1800, gt=0, description="How long a collective may wait for a peer."
     )

@@ -1,6 +1,5 @@
 """A training run, from a configuration to its last checkpoint."""
 
-import argparse
 import time
 from pathlib import Path
 
@@ -11,42 +10,32 @@ from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.data.blend import BlendedDataset, table
 from megatron_gptx.data.build import build_datasets
 from megatron_gptx.data.loader import StepLoader
-from megatron_gptx.distributed.process import Process, run_worker
-from megatron_gptx.launcher.command import decode
+from megatron_gptx.distributed.faults import fault_point
+from megatron_gptx.distributed.process import Process
+from megatron_gptx.distributed.status import StoppedError
 from megatron_gptx.training.build import build_engine
 from megatron_gptx.training.engine import Engine
 from megatron_gptx.training.evaluate import evaluate
 from megatron_gptx.training.monitor import Monitor
 from megatron_gptx.training.schedule import learning_rate
 from megatron_gptx.training.state import TrainingState
+from megatron_gptx.training.stop import Stop
 from megatron_gptx.training.writers import open_writers
 
 
-def main() -> None:
-    """Run one rank; the launcher passes the configuration."""
-    parser = argparse.ArgumentParser(description="Started by deepy.py, once per rank.")
-    parser.add_argument("--config", required=True, help="configuration packed by the launcher")
-    run_rank(parser.parse_args().config)
+def pretrain(config: Config, process: Process, stop: Stop) -> None:
+    """Train from the newest checkpoint, or from initial weights, to the last step.
 
-
-def run_rank(packed: str) -> None:
-    """Train one rank of a packed configuration, then leave with a status that says how it went."""
-    config = decode(packed)
-    run_worker(
-        lambda process: pretrain(config, process),
-        run_dir=Path(config.output.run_dir),
-        launch=config.launch,
-    )
-
-
-def pretrain(config: Config, process: Process) -> None:
-    """Train from the newest checkpoint, or from initial weights, to the last step."""
+    Raises:
+        StoppedError: the run was asked to end early; everything is saved.
+    """
     leader = process.rank == 0
     steps = config.training.steps
     assert steps is not None, "the launcher turns epochs into steps"
     monitor = Monitor(process.console, total_steps=steps, visible=leader)
     engine = build_engine(config, process, say=monitor.say)
     state = TrainingState(**(resume(engine.deepspeed, config=config, say=monitor.say) or {}))
+    stop.begin()
     if state.step >= steps:
         monitor.say(f"finished: step {state.step} of {steps} is saved")
         return
@@ -70,6 +59,7 @@ def pretrain(config: Config, process: Process) -> None:
             batch = next(batches)
             data_seconds = time.perf_counter() - waiting_since
             monitor.wait(data_seconds)
+            fault_point("step", step=state.step)
             lr = learning_rate(
                 state.step,
                 peak=config.optimizer.lr,
@@ -93,13 +83,15 @@ def pretrain(config: Config, process: Process) -> None:
                 **_achieved(data.train, state.samples),
             }
             last = state.step == steps
-            if valid and (last or due(state.step, config.evaluation.interval)):
+            reason = "" if last else stop.agreed(process.device)
+            if valid and not reason and (last or due(state.step, config.evaluation.interval)):
                 row["valid_loss"] = evaluate(engine, valid, config.evaluation.batches)
                 monitor.say(f"step {state.step}: validation loss {row['valid_loss']:.4f}")
                 monitor.start(state)
+                reason = "" if last else stop.agreed(process.device)
             for writer in writers:
                 writer.write(row)
-            if last or due(state.step, config.checkpoint.interval):
+            if last or reason or due(state.step, config.checkpoint.interval):
                 path = save(
                     engine.deepspeed,
                     config=config,
@@ -108,12 +100,16 @@ def pretrain(config: Config, process: Process) -> None:
                 )
                 monitor.say(f"step {state.step}: saved {path}")
                 monitor.start(state)
-            if last:
+            if last or reason:
                 monitor.say(table(data.train.shares(state.samples), "data seen"))
                 monitor.say(f"waited for data: {monitor.waiting:.3%} of the steps' time")
                 break
     for writer in writers:
         writer.close()
+    if reason:
+        raise StoppedError(
+            f"stopped by {reason} at step {state.step}; saved {path}; run the same command to go on"
+        )
 
 
 def _achieved(data: BlendedDataset, samples: int) -> dict[str, float]:
