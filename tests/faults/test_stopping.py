@@ -5,8 +5,10 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -161,6 +163,42 @@ def test_a_second_ctrl_c_ends_a_run_at_once(run):
     started.launcher.send_signal(signal.SIGINT)
     status, _, said = started.end()
     assert (status, said) == (INTERRUPTED, "")
+
+
+def moments() -> list[tuple[str, float]]:
+    """Return when signals strike: seconds after the launcher's start, or after the first step.
+
+    Six of them, or twenty where GPTX_CHAOS is set.
+    """
+    random = Random(5)
+    found = [
+        ("start", random.uniform(0, 6)) if number % 3 == 0 else ("step", random.uniform(0, 2.5))
+        for number in range(20)
+    ]
+    return found if os.environ.get("GPTX_CHAOS") else found[:6]
+
+
+@pytest.mark.parametrize(("since", "seconds"), moments())
+def test_a_signal_at_any_moment_leaves_a_whole_checkpoint_and_no_process(run, since, seconds):
+    """Steps, evaluations and saves take turns, each about as long as the others together."""
+    stages = 1 + (seconds > 1)
+    often = ("checkpoint.interval=4", "evaluation.interval=4", "evaluation.batches=10")
+    started = run(
+        *often, f"parallel.pipeline_stages={stages}", f"parallel.data_replicas={3 - stages}"
+    )
+    wait_for(lambda: handles(started.launcher, signal.SIGTERM))
+    if since == "step":
+        wait_for(started.trains)
+    time.sleep(seconds)
+    started.launcher.terminate()
+    if (started.run_dir / "metrics.jsonl").exists():
+        started.assert_stopped("SIGTERM")
+    else:
+        status, shown, said = started.end()
+        assert (status, said) == (STOPPED, ""), shown + said
+        assert "stopped by SIGTERM" in shown
+        checkpoint = newest(started.run_dir)
+        assert checkpoint is None or damage(checkpoint, checkpoint.manifest["files"]) is None
 
 
 def handles(process: subprocess.Popen[str], signum: int) -> bool:
