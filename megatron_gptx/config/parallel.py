@@ -1,5 +1,6 @@
 """How layers, batches and optimizer state spread over processes, and how those are started."""
 
+import shlex
 from collections.abc import Iterator
 from typing import Literal
 
@@ -91,3 +92,10 @@ class LaunchConfig(Section):
     timeout_seconds: int = Field(
         1800, gt=0, description="How long a collective may wait for a peer."
     )
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield arguments that are no words."""
+        try:
+            shlex.split(self.launcher_args)
+        except ValueError as error:
+            yield Problem("launcher_args", f"cannot be split into words: {error}")

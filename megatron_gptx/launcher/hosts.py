@@ -8,7 +8,6 @@ passes on of the environment also stands in process lists and logs, where secret
 
 import os
 import re
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,7 +38,7 @@ def hosts_command(
     Raises:
         UserError: a word, or this folder's name, would be read by a remote shell as more than text.
     """
-    for word in (os.getcwd(), sys.executable, *worker):
+    for word in (str(Path.cwd()), sys.executable, *worker):
         if not HARMLESS.fullmatch(word):
             raise UserError(
                 f"{word!r} would pass through the shells of other nodes, where it is more than a "
@@ -50,7 +49,11 @@ def hosts_command(
         *(sys.executable, "-m", "deepspeed.launcher.runner"),
         *("--hostfile", str(write_hostfile(config)), f"--launcher={config.launch.launcher}"),
         # One word each: what follows an option may start with a dash.
-        *([f"--launcher_args={config.launch.launcher_args}"] if config.launch.launcher_args else ()),
+        *(
+            [f"--launcher_args={config.launch.launcher_args}"]
+            if config.launch.launcher_args
+            else ()
+        ),
         f"--master_addr={meeting['master_addr']}",
         f"--master_port={meeting['master_port']}",
         *("--no_local_rank", "--force_multi", "--log_level=critical"),
@@ -71,12 +74,14 @@ def write_hostfile(config: Config) -> Path:
     return path
 
 
-def passed_on(variables: Mapping[str, str]) -> dict[str, str]:
+def hosts_environment(variables: Mapping[str, str]) -> dict[str, str]:
     """Return an environment for the runner, without the secrets that it would write into lines.
 
     Raises:
-        UserError: a variable that it passes on would be more than text to a shell.
+        UserError: a variable that it passes on, here or from its file of variables, is a secret or
+            would be more than text to a shell.
     """
+    _check_environment_files()
     kept = {}
     for name, value in variables.items():
         if name.startswith(PASSED_ON):
@@ -87,13 +92,16 @@ def passed_on(variables: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
-def check_environment_files() -> None:
-    """Raise UserError where a file of variables for all nodes holds a secret, or shell code."""
+def _check_environment_files() -> None:
     name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
     for path in (Path.home() / name, Path(name)):
         if not path.is_file():
             continue
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from None
+        for number, line in enumerate(lines, start=1):
             variable, equals, value = (part.strip() for part in line.partition("="))
             if not equals or not VARIABLE.fullmatch(variable):
                 raise UserError(f"{path}:{number}: expected NAME=value, got {line!r}")
@@ -112,11 +120,3 @@ def _check_value(name: str, value: str, where: str) -> None:
             f"{where}: {name}={value!r} would pass through the shells of other nodes, where it is "
             "more than text; unset it, or remove what a shell would act on"
         )
-
-
-def check_launcher_args(text: str) -> None:
-    """Raise UserError where launch.launcher_args are no words."""
-    try:
-        shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"launch.launcher_args {text!r} cannot be split: {error}") from None

@@ -66,9 +66,8 @@ def main(argv: Sequence[str], root: Path) -> int:
 def _main(argv: Sequence[str], root: Path) -> int:
     script, *rest = argv
     worker = root / script
-    if script != "show" and not (
-        Path(script).name == script.strip() and script.endswith(".py") and worker.is_file()
-    ):
+    # Looked up, not asked for: a name may be longer than a system takes, or none at all.
+    if script not in ("show", *(path.name for path in root.glob("*.py"))):
         raise UserError(f"{script}: no such script in {root}; see ./deepy.py --help")
     if {"-h", "--help"} & set(rest):
         return _help(script, worker)

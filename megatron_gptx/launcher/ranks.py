@@ -18,6 +18,7 @@ from megatron_gptx.distributed.status import (
 )
 from megatron_gptx.launcher.command import environment, launch_command
 from megatron_gptx.launcher.devices import Placement, describe
+from megatron_gptx.launcher.hosts import hosts_environment
 from megatron_gptx.launcher.requests import SIGNALS, StopRequests
 from megatron_gptx.launcher.run import explain, run_ranks
 
@@ -35,6 +36,9 @@ def launch(
 ) -> int:
     """Run a script on all ranks, again after crashes, and return how that ended."""
     run_dir, restarts = Path(config.output.run_dir), config.launch.max_restarts
+    variables = environment(placement)
+    if config.launch.hostfile is not None:
+        variables = hosts_environment(variables)
     logs = prepare_logs(run_dir)
     requests.pass_on(run_dir)
     requests.limit(config.training.time_limit_minutes)
@@ -48,7 +52,7 @@ def launch(
             return STOPPED
         status = run_ranks(
             launch_command(config, placement, worker, arguments),
-            environment=environment(placement),
+            environment=variables,
             folder=Path.cwd(),
             requests=requests,
             last_signal=signal.SIGKILL if config.launch.hostfile is None else signal.SIGTERM,
