@@ -146,7 +146,7 @@ def _server() -> Any:
 
 
 def _train(packed: str) -> None:
-    from megatron_gptx.training.pretrain import run_rank
+    from megatron_gptx.training.start import run_rank
 
     run_rank(packed)
 

@@ -1,5 +1,6 @@
 """How layers, batches and optimizer state spread over processes, and how those are started."""
 
+import shlex
 from collections.abc import Iterator
 from typing import Literal
 
@@ -82,9 +83,22 @@ class LaunchConfig(Section):
     master_port: int | None = Field(
         None, gt=0, lt=65536, description="Rendezvous port; null finds a free one."
     )
+    max_restarts: int = Field(
+        0,
+        ge=0,
+        description="How often ranks that crashed or hung are started again from the newest intact "
+        "checkpoint.",
+    )
     timeout_seconds: int = Field(
         1800,
         gt=0,
         description="How long a step, a save, a load or the evaluation of a batch may last before "
         "the run is ended, naming the rank that holds it up.",
     )
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield arguments that are no words."""
+        try:
+            shlex.split(self.launcher_args)
+        except ValueError as error:
+            yield Problem("launcher_args", f"cannot be split into words: {error}")

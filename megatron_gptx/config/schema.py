@@ -13,6 +13,7 @@ from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.ops import OpsConfig
 from megatron_gptx.config.output import GenerationConfig, LoggingConfig, OutputConfig
 from megatron_gptx.config.parallel import LaunchConfig, ParallelConfig
+from megatron_gptx.config.secrets import names_secret
 from megatron_gptx.config.section import Problem, Section
 from megatron_gptx.config.training import (
     CheckpointConfig,
@@ -122,6 +123,13 @@ class Config(Section):
                 yield Problem(f"deepspeed.{key}", f"unknown key; did you mean {near[0]!r}?")
             if key in SHARED_SECTIONS and not isinstance(value, dict):
                 yield Problem(f"deepspeed.{key}", f"expected a section with options, got {value!r}")
+        for key in _keys(self.deepspeed):
+            if names_secret(key.rpartition(".")[2]):
+                yield Problem(
+                    f"deepspeed.{key}",
+                    "configurations are saved and shown in process lists; hand secrets over in the "
+                    "environment",
+                )
         for key, option in OWNED_BY_OPTIONS.items():
             found: Any = self.deepspeed
             for part in key.split("."):
@@ -155,3 +163,10 @@ class Config(Section):
             self.training.accumulation_steps,
             replicas=self.parallel.data_replicas or 1,
         )
+
+
+def _keys(values: dict[str, Any]) -> Iterator[str]:
+    for key, value in values.items():
+        yield key
+        if isinstance(value, dict):
+            yield from (f"{key}.{inner}" for inner in _keys(value))

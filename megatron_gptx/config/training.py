@@ -31,6 +31,13 @@ class TrainingConfig(Section):
     accumulation_steps: int | None = Field(
         None, gt=0, description="Micro-batches per replica and step; null derives it."
     )
+    time_limit_minutes: float | None = Field(
+        None,
+        gt=0,
+        le=1_000_000,
+        description="Minutes after which a launch, restarts included, saves and ends with status "
+        "75; null sets no limit.",
+    )
     seed: int = Field(1234, ge=0, lt=2**31, description="Seed of weights, dropout and data order.")
     checkpoint_activations: int = Field(
         0,

@@ -35,6 +35,9 @@ _NAMED = {
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
 
+# Control characters, line ends among them, and halves of a character.
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 KeyPath = tuple[str | int, ...]
 
 
@@ -262,6 +265,10 @@ class _Converter:
             return self.mapping(node, path, depth=depth)
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{TAG_PREFIX}seq":
             return [self.item(item, (*path, i), depth + 1) for i, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode) and (found := _NO_TEXT.search(node.value)):
+            message = f"holds the character {found[0]!r}, which no path or name may hold"
+            self.problem(node, path, message)
+            return None
         if isinstance(node, yaml.ScalarNode) and node.tag == PLAIN_TAG:
             return self.scalar(node, path)
         if isinstance(node, yaml.ScalarNode) and node.tag == f"{TAG_PREFIX}str":

@@ -5,6 +5,10 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+# What the file `stop_request` may hold besides a signal's name.
+TIME_LIMIT = "training.time_limit_minutes"
+AT_ONCE = "at once"
+
 
 def redirect_output(path: Path) -> TextIO:
     """Send this process's stdout and stderr, libraries' included, to the end of a file.
@@ -42,3 +46,16 @@ def finished_marker(run_dir: Path) -> Path:
 def failure_marker(run_dir: Path) -> Path:
     """Return the file whose creator is the first rank that failed; a launch removes it."""
     return run_dir / "logs" / ".failed"
+
+
+def stopped_marker(run_dir: Path) -> Path:
+    """Return the file in which the ranks say how they stopped early; a launch removes it."""
+    return run_dir / "logs" / ".stopped"
+
+
+def stop_request(run_dir: Path) -> Path:
+    """Return the file that makes every rank stop early; it holds the reason. A launch removes it.
+
+    Unlike a signal it reaches the ranks of all nodes, whatever started them.
+    """
+    return run_dir / "logs" / ".stop"

@@ -19,7 +19,19 @@ from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.distributed.build_lock import explain_build_locks
 from megatron_gptx.distributed.lifetime import end_with_parent
-from megatron_gptx.distributed.log import finished_marker, first_to_fail, redirect_output
+from megatron_gptx.distributed.log import (
+    finished_marker,
+    first_to_fail,
+    redirect_output,
+    stopped_marker,
+)
+from megatron_gptx.distributed.status import (
+    FAILED,
+    INTERRUPTED,
+    MISTAKE,
+    STOPPED,
+    StoppedError,
+)
 from megatron_gptx.distributed.watchdog import START_SECONDS, Watchdog
 
 # How long a rank that lost a peer waits for the launcher, which ends every rank once it has seen
@@ -74,7 +86,8 @@ def run_worker(work: Callable[[Process], None], *, run_dir: Path, launch: Launch
 
     Everything printed here or by DeepSpeed goes to RUN_DIR/logs/rank-N.log. The first rank that
     fails shows why on the console: a user's mistake as one message and status 2, anything else
-    with the place of its traceback and status 1.
+    with the place of its traceback and status 1. Where all ranks raise StoppedError, rank 0 leaves
+    its text for the launcher, and all of them leave together.
     """
     # A rank waits inside collectives, where Python answers no other signal.
     end_with_parent(signal.SIGKILL)
@@ -91,17 +104,22 @@ def run_worker(work: Callable[[Process], None], *, run_dir: Path, launch: Launch
     watch.start(console)
     try:
         process = _join(console, watch)
-        work(process)
+        stopped = _do(work, process)
         watch.begin("end", 0)
+        if rank == 0 and stopped:
+            stopped_marker(run_dir).write_text(stopped)
+        # The first rank that leaves makes DeepSpeed's launcher end the others.
         dist.barrier()
-        if rank == 0:
+        if rank == 0 and not stopped:
             finished_marker(run_dir).touch()
         dist.destroy_process_group()
         watch.stop()
     except KeyboardInterrupt:
-        _leave(130)
+        _leave(INTERRUPTED)
     except BaseException as error:
         watch.stop()
+        # From now on nothing is left to save: whoever sends a signal wants this rank gone.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         traceback.print_exc()
         sys.stderr.flush()
         if _lost_a_peer(error):
@@ -110,7 +128,17 @@ def run_worker(work: Callable[[Process], None], *, run_dir: Path, launch: Launch
             where = "" if isinstance(error, UserError) else f" (traceback in {log_path})"
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             console.write(f"\nerror on rank {rank}{where}: {kind}{error}\n")
-        _leave(2 if isinstance(error, UserError) else 1)
+        _leave(MISTAKE if isinstance(error, UserError) else FAILED)
+    if stopped:
+        _leave(STOPPED)
+
+
+def _do(work: Callable[[Process], None], process: Process) -> str | None:
+    try:
+        work(process)
+    except StoppedError as stopped:
+        return str(stopped)
+    return None
 
 
 def _join(console: TextIO, watch: Watchdog) -> Process:

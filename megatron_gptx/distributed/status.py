@@ -6,3 +6,7 @@ MISTAKE = 2  # in a configuration, a dataset or a checkpoint: starting again wou
 STOPPED = 75  # as asked, with everything saved: the same command goes on
 HUNG = 76  # a rank made no progress for launch.timeout_seconds
 INTERRUPTED = 130  # at once, by a second Ctrl-C
+
+
+class StoppedError(Exception):
+    """The run ends early, as asked, with everything saved; the text says why and where."""

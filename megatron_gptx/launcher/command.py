@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import shlex
 import socket
 import sys
 import zlib
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from megatron_gptx.config.schema import Config
 from megatron_gptx.launcher.devices import Placement, hostfile_slots, visible_gpus
+from megatron_gptx.launcher.hosts import hosts_command
 
 # Scripts that run as one local process; every other one is started on all ranks.
 SINGLE_PROCESS = ("generate.py", "evaluate.py")
@@ -59,14 +59,7 @@ def launch_command(
             *("--no_local_rank", "--log_level=critical"),
             *worker,
         ]
-    return [
-        *(sys.executable, "-m", "deepspeed.launcher.runner"),
-        *("--hostfile", config.launch.hostfile, "--launcher", config.launch.launcher),
-        *(("--launcher_args", config.launch.launcher_args) if config.launch.launcher_args else ()),
-        *("--master_addr", str(meeting["master_addr"])),
-        *("--master_port", str(meeting["master_port"]), "--no_local_rank", "--force_multi"),
-        *map(shlex.quote, worker),
-    ]
+    return hosts_command(config, worker, meeting)
 
 
 # For CPU ranks. Threads that spin while they wait stall a machine that does anything else, up to

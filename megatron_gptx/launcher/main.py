@@ -15,7 +15,7 @@ from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.costs.plan import make_plan
 from megatron_gptx.data.build import decide_steps
 from megatron_gptx.data.check import check_datasets
-from megatron_gptx.distributed.log import failure_marker, finished_marker
+from megatron_gptx.distributed.status import FINISHED, INTERRUPTED, MISTAKE, STOPPED
 from megatron_gptx.launcher.command import (
     SINGLE_PROCESS,
     WITHOUT_ARGUMENTS,
@@ -23,12 +23,15 @@ from megatron_gptx.launcher.command import (
     launch_command,
     rendezvous,
 )
-from megatron_gptx.launcher.devices import Placement, check_placement, describe, local_device, place
+from megatron_gptx.launcher.devices import Placement, check_placement, local_device, place
+from megatron_gptx.launcher.ranks import launch
+from megatron_gptx.launcher.requests import StopRequests
 from megatron_gptx.launcher.run import explain, run
+from megatron_gptx.launcher.slurm import requeue, slurm_job
 
 USAGE = """\
 usage: ./deepy.py SCRIPT CONFIG [CONFIG ...] [--set section.key=value ...] [--dry-run]
-                  [ARGUMENT ...]
+                  [--requeue] [ARGUMENT ...]
 
   ./deepy.py train.py configs/1B.yml             train on the devices there are
   ./deepy.py train.py configs/1B.yml --dry-run   only check the configuration and print the plan
@@ -37,38 +40,34 @@ usage: ./deepy.py SCRIPT CONFIG [CONFIG ...] [--set section.key=value ...] [--dr
   ./deepy.py evaluate.py configs/1B.yml          validation loss of the newest checkpoint
   ./deepy.py show configs/1B.yml                 every option, and where its value comes from
 
+SIGTERM, SIGINT (Ctrl-C), SIGUSR1 or `touch RUN_DIR/logs/.stop` end a run after its step: it is
+saved, the status is 75, and the same command goes on; with --requeue, SLURM starts it again.
+docs/reliability.md has all statuses.
+
 Later files override earlier ones, and --set overrides all of them. Arguments that are not listed
 here go to the script.
 """
-
-
-class RankError(Exception):
-    """The ranks ended badly, and nobody has said so."""
 
 
 def main(argv: Sequence[str], root: Path) -> int:
     """Run one command of the launcher and return its exit status."""
     if not argv or argv[0] in ("-h", "--help"):
         sys.stdout.write(USAGE)
-        return 0 if argv else 2
+        return FINISHED if argv else MISTAKE
     try:
         return _main(argv, root)
-    except RankError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
     except UserError as error:
         sys.stderr.write(f"{error}\n")
-        return 2
+        return MISTAKE
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
 def _main(argv: Sequence[str], root: Path) -> int:
     script, *rest = argv
     worker = root / script
-    if script != "show" and not (
-        Path(script).name == script.strip() and script.endswith(".py") and worker.is_file()
-    ):
+    # Looked up, not asked for: a name may be longer than a system takes, or none at all.
+    if script not in ("show", *(path.name for path in root.glob("*.py"))):
         raise UserError(f"{script}: no such script in {root}; see ./deepy.py --help")
     if {"-h", "--help"} & set(rest):
         return _help(script, worker)
@@ -80,52 +79,45 @@ def _main(argv: Sequence[str], root: Path) -> int:
         return 0
     config = load(paths, options.set)
     if script in SINGLE_PROCESS:
+        if options.requeue:
+            raise UserError(f"--requeue is for scripts that train, not for {script}")
         alone = Placement(local_device(config), replicas=1, ranks=1)
         if options.dry_run:
             sys.stdout.write(f"{make_plan(config).table()}\n")
             return 0
-        status = _start(config, alone, worker, arguments)
+        status = run(
+            launch_command(config, alone, worker, arguments),
+            environment=environment(alone),
+            folder=Path.cwd(),
+        )
         explain(status)
         return status
+    job = slurm_job() if options.requeue else None
+    with StopRequests() as requests:
+        status = _train(config, worker, arguments, dry_run=options.dry_run, requests=requests)
+    if status == STOPPED and job is not None:
+        requeue(job)
+    return status
+
+
+def _train(
+    config: Config,
+    worker: Path,
+    arguments: Sequence[str],
+    *,
+    dry_run: bool,
+    requests: StopRequests,
+) -> int:
     config, placement = resolve(config)
     sys.stdout.write(f"{make_plan(config).table()}\n")
-    if options.dry_run:
-        return 0
+    if dry_run:
+        return FINISHED
     check_placement(config, placement)
     check_datasets(config)
     if config.training.epochs is not None:
         epochs, config = config.training.epochs, decide_steps(config)
         sys.stdout.write(f"\ntraining.epochs {epochs:g}: {config.training.steps:,} steps\n")
-    logs = _prepare_logs(config)
-    sys.stdout.write(
-        f"\nstarting {placement.ranks} rank(s), {describe(config, placement)}; logs: {logs}\n"
-    )
-    sys.stdout.flush()
-    status = _start(config, placement, worker, arguments)
-    explain(status, logs)
-    if status == 0 and not finished_marker(Path(config.output.run_dir)).exists():
-        # DeepSpeed's runner returns 0 when what it started was killed.
-        raise RankError(f"the ranks ended before the run was finished; see {logs}")
-    return status
-
-
-def _start(config: Config, placement: Placement, worker: Path, arguments: Sequence[str]) -> int:
-    return run(
-        launch_command(config, placement, worker, arguments),
-        environment=environment(placement),
-        folder=Path.cwd(),
-    )
-
-
-def _prepare_logs(config: Config) -> Path:
-    logs = Path(config.output.run_dir) / "logs"
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-        for marker in (failure_marker, finished_marker):
-            marker(Path(config.output.run_dir)).unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"output.run_dir {config.output.run_dir} cannot be used: {error}") from None
-    return logs
+    return launch(config, placement, worker, arguments, requests=requests)
 
 
 def resolve(config: Config) -> tuple[Config, Placement]:
@@ -168,6 +160,7 @@ def _parse(argv: Sequence[str]) -> tuple[list[Path], argparse.Namespace, list[st
     parser = _Parser(allow_abbrev=False, add_help=False)
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value")
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--requeue", action="store_true")
     options, arguments = parser.parse_known_args(rest)
     return paths, options, arguments
 

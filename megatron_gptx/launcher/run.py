@@ -1,5 +1,6 @@
-"""Starting the ranks, passing signals on, and reporting how they ended."""
+"""Starting processes, passing signals on, and reporting how they ended."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from megatron_gptx.distributed.lifetime import end_with_parent
+from megatron_gptx.launcher.requests import StopRequests
 
 
 def run(command: Sequence[str], *, environment: dict[str, str], folder: Path) -> int:
@@ -37,6 +39,46 @@ def run(command: Sequence[str], *, environment: dict[str, str], folder: Path) ->
         for signum, handler in previous.items():
             signal.signal(signum, handler)
     return 128 + received[0] if received and status else status_of(status)
+
+
+def run_ranks(
+    command: Sequence[str],
+    *,
+    environment: dict[str, str],
+    folder: Path,
+    requests: StopRequests,
+    last_signal: signal.Signals,
+) -> int:
+    """Run one of DeepSpeed's launchers until it ends and return its exit status.
+
+    Args:
+        command: the launcher and its arguments.
+        environment: its variables.
+        folder: where it runs.
+        requests: what ends the run early; in a hurry it ends all processes here.
+        last_signal: what the processes get that outlive their launcher, or are to end at once.
+    """
+    parent = os.getpid()
+
+    def prepare() -> None:
+        # In a group of their own: Ctrl-C in a terminal is for this process, which passes it on.
+        os.setpgid(0, 0)
+        # Of DeepSpeed's launchers none answers it, and SLURM may send it to every process.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        end_with_parent(signal.SIGTERM, parent=parent)
+
+    child = subprocess.Popen(list(command), env=environment, cwd=folder, preexec_fn=prepare)
+
+    def end() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, last_signal)
+
+    requests.end_ranks = end
+    # Until the child is waited for, no other group can get its number.
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    end()
+    requests.end_ranks = None
+    return status_of(child.wait())
 
 
 def status_of(returncode: int) -> int:

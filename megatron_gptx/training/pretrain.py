@@ -1,24 +1,23 @@
 """A training run, from a configuration to its last checkpoint."""
 
-import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from megatron_gptx.checkpoint.layout import step_name
 from megatron_gptx.checkpoint.load import resume
-from megatron_gptx.checkpoint.save import save
+from megatron_gptx.checkpoint.save import Saver
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.data.blend import BlendedDataset, table
-from megatron_gptx.data.build import build_datasets
-from megatron_gptx.data.loader import StepLoader
+from megatron_gptx.data.build import Datasets, build_datasets
+from megatron_gptx.data.loader import MicroBatch, StepLoader
 from megatron_gptx.distributed.faults import fault_point
-from megatron_gptx.distributed.process import Process, run_worker
-from megatron_gptx.launcher.command import decode
+from megatron_gptx.distributed.process import Process
+from megatron_gptx.distributed.status import StoppedError
 from megatron_gptx.training.build import build_engine
 from megatron_gptx.training.determinism import repeatable
-from megatron_gptx.training.engine import Engine
 from megatron_gptx.training.evaluate import evaluate
 from megatron_gptx.training.faults import flip_a_bit, poison_gradients
 from megatron_gptx.training.guard import Guard
@@ -26,178 +25,216 @@ from megatron_gptx.training.monitor import Monitor
 from megatron_gptx.training.replicas import check_replicas
 from megatron_gptx.training.schedule import learning_rate
 from megatron_gptx.training.state import TrainingState
+from megatron_gptx.training.stop import Stop
 from megatron_gptx.training.stragglers import Stragglers
 from megatron_gptx.training.writers import Writer, open_writers
 
 
-def main() -> None:
-    """Run one rank; the launcher passes the configuration."""
-    parser = argparse.ArgumentParser(description="Started by deepy.py, once per rank.")
-    parser.add_argument("--config", required=True, help="configuration packed by the launcher")
-    run_rank(parser.parse_args().config)
+def pretrain(config: Config, process: Process, stop: Stop) -> None:
+    """Train from the newest checkpoint, or from initial weights, to the last step.
 
-
-def run_rank(packed: str) -> None:
-    """Train one rank of a packed configuration, then leave with a status that says how it went."""
-    config = decode(packed)
-    run_worker(
-        lambda process: pretrain(config, process),
-        run_dir=Path(config.output.run_dir),
-        launch=config.launch,
-    )
-
-
-def pretrain(config: Config, process: Process) -> None:
-    """Train from the newest checkpoint, or from initial weights, to the last step."""
+    Raises:
+        StoppedError: the run was asked to end early; everything is saved.
+    """
     with repeatable(config.training.deterministic):
-        _pretrain(config, process)
+        Pretraining(config, process, stop).run()
 
 
-def _pretrain(config: Config, process: Process) -> None:
-    leader, watch = process.rank == 0, process.watch
-    steps = config.training.steps
-    assert steps is not None, "the launcher turns epochs into steps"
-    guard = Guard(config)
-    monitor = Monitor(process.console, total_steps=steps, visible=leader)
-    engine = build_engine(config, process, say=monitor.say)
-    poison_gradients(engine.deepspeed.module)
-    alone = config.parallel.zero_stage < 3
-    stragglers = Stragglers(engine.deepspeed.module, process.device, alone=alone)
-    state = _load(config, process, engine, monitor) or TrainingState()
-    if state.step >= steps:
-        monitor.say(f"finished: step {state.step} of {steps} is saved")
-        return
-    if state.step:
-        monitor.say(f"resumed at step {state.step}")
-    if leader:
-        (Path(config.output.run_dir) / "config.yml").write_text(dump(config))
-    data = build_datasets(
-        config.data, seq_length=config.model.seq_length, seed=config.training.seed
-    )
-    total_samples = steps * config.batch.global_size
-    monitor.say(table(data.train.shares(total_samples), f"data of {steps:,} steps"))
-    valid = _loader(config, data.valid, engine) if data.valid else None
-    writers = open_writers(config, resumed_step=state.step) if leader else []
+class Pretraining:
+    """One rank's part of a run: what happens in a step and between two steps."""
 
-    with _loader(config, data.train, engine) as train:
-        monitor.start(state)
-        unsaved = False
-        batches = train.steps(state.samples)
-        while True:
-            watch.begin("data", state.step)
-            waiting_since = time.perf_counter()
-            fault_point("data", step=state.step)
-            batch = next(batches)
-            data_seconds = time.perf_counter() - waiting_since
-            monitor.wait(data_seconds)
-            stragglers.wait(data_seconds)
-            lr = learning_rate(
-                state.step,
-                peak=config.optimizer.lr,
-                steps=steps,
-                schedule=config.schedule,
+    def __init__(self, config: Config, process: Process, stop: Stop) -> None:
+        """Build the engine and load the newest checkpoint into it."""
+        assert config.training.steps is not None, "the launcher turns epochs into steps"
+        self.config, self.process, self.stop = config, process, stop
+        self.steps = config.training.steps
+        self.leader, self.watch = process.rank == 0, process.watch
+        self.guard = Guard(config)
+        self.monitor = Monitor(process.console, total_steps=self.steps, visible=self.leader)
+        self.say = self.monitor.say
+        self.engine = build_engine(config, process, say=self.say)
+        poison_gradients(self.engine.deepspeed.module)
+        alone = config.parallel.zero_stage < 3
+        self.stragglers = Stragglers(self.engine.deepspeed.module, process.device, alone=alone)
+        self.saver = Saver(self.engine.deepspeed, config, replica=self.engine.replica, say=self.say)
+        self.state = self._load(config) or TrainingState()
+        self.save_is_due = False
+
+    def run(self) -> None:
+        """Take the steps that are left."""
+        self.stop.begin()
+        if self.state.step >= self.steps:
+            self.say(f"finished: step {self.state.step} of {self.steps} is saved")
+            return
+        if self.state.step:
+            self.say(f"resumed at step {self.state.step}")
+        if self.leader:
+            (Path(self.config.output.run_dir) / "config.yml").write_text(dump(self.config))
+        data = build_datasets(
+            self.config.data,
+            seq_length=self.config.model.seq_length,
+            seed=self.config.training.seed,
+        )
+        total_samples = self.steps * self.config.batch.global_size
+        self.say(table(data.train.shares(total_samples), f"data of {self.steps:,} steps"))
+        with self._loader(data.train) as train:
+            reason = self._take_steps(train, data)
+        self.say(table(data.train.shares(self.state.samples), "data seen"))
+        self.say(f"waited for data: {self.monitor.waiting:.3%} of the steps' time")
+        if reason:
+            saved = self.saver.folder / step_name(self.state.step)
+            raise StoppedError(
+                f"stopped by {reason} at step {self.state.step}; saved {saved}; run the same "
+                "command to go on"
             )
-            watch.begin("step", state.step)
-            fault_point("step", step=state.step)
-            result = engine.train_step(batch, step=state.step, lr=lr)
-            flip_a_bit(engine.deepspeed.module, step=state.step)
-            state = state.after(config.batch.global_size, config.model.seq_length)
-            speed, step_seconds = monitor.step(state)
-            stragglers.compare(state.step, monitor.note)
-            monitor.show(state, result.loss, speed, step_seconds)
-            if reason := guard.judge(result):
-                first = state.samples - config.batch.global_size
-                samples = data.train.name_samples(first, config.batch.global_size)
-                monitor.note(f"step {state.step}: {reason}; {samples}")
-            row = {
-                "step": state.step,
-                "loss": result.loss,
-                "tokens": state.tokens,
-                "lr": lr,
-                "grad_norm": result.grad_norm,
-                "bad_steps": guard.bad_steps,
-                "tokens_per_second": round(speed, 1),
-                "data_seconds": round(data_seconds, 6),
-                **_achieved(data.train, state.samples),
-            }
-            last = state.step == steps
-            if valid and (last or due(state.step, config.evaluation.interval)):
-                row["valid_loss"] = evaluate(
-                    engine, valid, config.evaluation.batches, watch=watch, step=state.step
-                )
-                monitor.say(f"step {state.step}: validation loss {row['valid_loss']:.4f}")
-                monitor.start(state)
+
+    def _take_steps(self, train: StepLoader, data: Datasets) -> str:
+        """Train to the last step, or until the run is asked to end; return why it ends early."""
+        valid = self._loader(data.valid) if data.valid else None
+        writers = self._open_writers()
+        batches = train.steps(self.state.samples)
+        self.monitor.start(self.state)
+        reason = ""
+        while self.state.step < self.steps and not reason:
+            batch, data_seconds = self._next(batches)
+            row = self._train_step(batch, data.train)
+            row["data_seconds"] = round(data_seconds, 6)
+            reason = self._asked_to_end()
+            if valid and not reason and self._due(self.config.evaluation.interval):
+                row["valid_loss"] = self._evaluate(valid)
+                reason = self._asked_to_end()
             for writer in writers:
                 writer.write(row)
-            if guard.must_rewind:
-                state = _go_back(config, process, engine, monitor, guard, state)
+            if self.guard.must_rewind:
+                self._go_back()
                 train.close()
-                batches = train.steps(state.samples)
-                if leader:
-                    _close(writers)
-                    writers = open_writers(config, resumed_step=state.step)
-                monitor.start(state)
-                continue
-            # Not amid bad steps, which a return to the newest checkpoint may have to undo.
-            unsaved = unsaved or due(state.step, config.checkpoint.interval)
-            saving = last or (unsaved and not guard.in_a_row)
-            compared_every = config.training.check_replicas
-            if compared_every and (saving or due(state.step, compared_every)):
-                watch.begin("comparison", state.step)
-                check_replicas(engine.deepspeed.module.local_layers(), engine.replica_group)
-            if saving:
-                unsaved = False
-                watch.begin("save", state.step)
-                fault_point("save", step=state.step)
-                path = save(
-                    engine.deepspeed,
-                    config=config,
-                    state=state._asdict(),
-                    writes_weights=engine.replica == 0,
-                )
-                monitor.say(f"step {state.step}: saved {path}")
-                monitor.start(state)
-            if last:
-                monitor.say(table(data.train.shares(state.samples), "data seen"))
-                monitor.say(f"waited for data: {monitor.waiting:.3%} of the steps' time")
-                break
-    _close(writers)
+                batches = train.steps(self.state.samples)
+                _close(writers)
+                writers = self._open_writers()
+            else:
+                self._save(must=bool(reason))
+        _close(writers)
+        return reason
 
+    def _next(self, batches: Iterator[list[MicroBatch]]) -> tuple[list[MicroBatch], float]:
+        """Return the next batch, and the seconds that it was waited for."""
+        self.watch.begin("data", self.state.step)
+        waiting_since = time.perf_counter()
+        fault_point("data", step=self.state.step)
+        batch = next(batches)
+        seconds = time.perf_counter() - waiting_since
+        self.monitor.wait(seconds)
+        self.stragglers.wait(seconds)
+        return batch, seconds
 
-def _load(
-    config: Config, process: Process, engine: Engine, monitor: Monitor
-) -> TrainingState | None:
-    process.watch.begin("load", 0)
-    fault_point("load")
-    saved = resume(engine.deepspeed, config=config, say=monitor.say)
-    return None if saved is None else TrainingState(**saved)
-
-
-def _go_back(
-    config: Config,
-    process: Process,
-    engine: Engine,
-    monitor: Monitor,
-    guard: Guard,
-    state: TrainingState,
-) -> TrainingState:
-    """Load the newest checkpoint again; the samples since then are not taken again."""
-    guard.rewind()
-    # This run's own: that it exists is no mistake any more.
-    own = config.checkpoint.model_copy(update={"start": "auto"})
-    saved = _load(config.model_copy(update={"checkpoint": own}), process, engine, monitor)
-    if saved is None:
-        raise UserError(
-            f"step {state.step} and the {guard.options.max_bad_steps - 1} before it were bad, and "
-            "there is no checkpoint to go back to: look at the data named above, or lower "
-            "optimizer.lr"
+    def _train_step(self, batch: Sequence[MicroBatch], data: BlendedDataset) -> dict[str, float]:
+        """Update the weights once; return a row of the metrics."""
+        step, config = self.state.step, self.config
+        lr = learning_rate(
+            step, peak=config.optimizer.lr, steps=self.steps, schedule=config.schedule
         )
-    behind = saved._replace(samples=state.samples)
-    monitor.note(
-        f"step {state.step}: back to step {saved.step}, on behind sample {state.samples - 1} "
-        f"(return {guard.rewinds} of at most {guard.options.max_rewinds})"
-    )
-    return behind
+        self.watch.begin("step", step)
+        fault_point("step", step=step)
+        result = self.engine.train_step(batch, step=step, lr=lr)
+        flip_a_bit(self.engine.deepspeed.module, step=step)
+        first_sample = self.state.samples
+        self.state = self.state.after(config.batch.global_size, config.model.seq_length)
+        speed, step_seconds = self.monitor.step(self.state)
+        self.stragglers.compare(self.state.step, self.monitor.note)
+        self.monitor.show(self.state, result.loss, speed, step_seconds)
+        if problem := self.guard.judge(result):
+            samples = data.name_samples(first_sample, config.batch.global_size)
+            self.monitor.note(f"step {self.state.step}: {problem}; {samples}")
+        return {
+            "step": self.state.step,
+            "loss": result.loss,
+            "tokens": self.state.tokens,
+            "lr": lr,
+            "grad_norm": result.grad_norm,
+            "bad_steps": self.guard.bad_steps,
+            "tokens_per_second": round(speed, 1),
+            **_achieved(data, self.state.samples),
+        }
+
+    def _evaluate(self, valid: StepLoader) -> float:
+        loss = evaluate(
+            self.engine,
+            valid,
+            self.config.evaluation.batches,
+            watch=self.watch,
+            step=self.state.step,
+        )
+        self.say(f"step {self.state.step}: validation loss {loss:.4f}")
+        self.monitor.start(self.state)
+        return loss
+
+    def _save(self, *, must: bool) -> None:
+        """Compare the replicas and save, where one of the two is due."""
+        step, last = self.state.step, self.state.step == self.steps
+        options, compared_every = self.config.checkpoint, self.config.training.check_replicas
+        self.save_is_due |= self._due(options.interval) or step in options.keep_steps
+        # Not amid bad steps, which a return to the newest checkpoint may have to undo.
+        saving = last or must or (self.save_is_due and not self.guard.in_a_row)
+        if compared_every and (saving or step % compared_every == 0):
+            self.watch.begin("comparison", step)
+            layers = self.engine.deepspeed.module.local_layers()
+            check_replicas(layers, self.engine.replica_group)
+        self.watch.begin("save", step)
+        self.saver.poll()
+        if saving:
+            self.save_is_due = False
+            self.saver.save(self.state._asdict(), last=last or must)
+            self.monitor.start(self.state)
+
+    def _asked_to_end(self) -> str:
+        """Return why the run is to end early, or an empty text; the last step ends it anyway."""
+        if self.state.step == self.steps:
+            return ""
+        return self.stop.agreed(self.process.device)
+
+    def _load(self, config: Config) -> TrainingState | None:
+        self.watch.begin("load", 0)
+        saved = resume(self.engine.deepspeed, config=config, say=self.say)
+        return None if saved is None else TrainingState(**saved)
+
+    def _go_back(self) -> None:
+        """Load the newest checkpoint again; the samples since then are not taken again."""
+        self.guard.rewind()
+        self.saver.finish()
+        # This run's own: that it exists is no mistake any more.
+        own = self.config.checkpoint.model_copy(update={"start": "auto"})
+        saved = self._load(self.config.model_copy(update={"checkpoint": own}))
+        left, options = self.state, self.guard.options
+        if saved is None:
+            raise UserError(
+                f"step {left.step} and the {options.max_bad_steps - 1} before it were bad, and "
+                "there is no checkpoint to go back to: look at the data named above, or lower "
+                "optimizer.lr"
+            )
+        self.state = saved._replace(samples=left.samples)
+        self.monitor.note(
+            f"step {left.step}: back to step {saved.step}, on behind sample {left.samples - 1} "
+            f"(return {self.guard.rewinds} of at most {options.max_rewinds})"
+        )
+        self.monitor.start(self.state)
+
+    def _due(self, interval: int | None) -> bool:
+        """Return whether what happens every `interval` steps, and after the last one, does now."""
+        step = self.state.step
+        return step == self.steps or (interval is not None and step % interval == 0)
+
+    def _loader(self, data: BlendedDataset) -> StepLoader:
+        return StepLoader(
+            data,
+            self.config.batch,
+            replica=self.engine.replica,
+            replicas=self.engine.replicas,
+            vocab_size=self.config.model.vocab_size,
+            prefetch=self.config.data.prefetch,
+        )
+
+    def _open_writers(self) -> list[Writer]:
+        return open_writers(self.config, resumed_step=self.state.step) if self.leader else []
 
 
 def _close(writers: Sequence[Writer]) -> None:
@@ -215,19 +252,3 @@ def _achieved(data: BlendedDataset, samples: int) -> dict[str, float]:
         for share in shares
         for name, value in (("tokens", share.tokens), ("epochs", share.epochs))
     }
-
-
-def _loader(config: Config, data: BlendedDataset, engine: Engine) -> StepLoader:
-    return StepLoader(
-        data,
-        config.batch,
-        replica=engine.replica,
-        replicas=engine.replicas,
-        vocab_size=config.model.vocab_size,
-        prefetch=config.data.prefetch,
-    )
-
-
-def due(step: int, interval: int | None) -> bool:
-    """Return whether something that happens every `interval` steps happens after this one."""
-    return interval is not None and step % interval == 0

@@ -89,6 +89,7 @@ def resume_and_go_on(packed: str, there: Path) -> None:
     from megatron_gptx.launcher.command import decode
     from megatron_gptx.training.build import build_engine
     from megatron_gptx.training.pretrain import pretrain
+    from megatron_gptx.training.stop import Stop
 
     config = decode(packed)
     elsewhere = config.model_copy(
@@ -101,7 +102,7 @@ def resume_and_go_on(packed: str, there: Path) -> None:
         assert state is not None
         saver = Saver(engine.deepspeed, elsewhere, replica=engine.replica, say=print)
         saver.save(state, last=True)
-        pretrain(config, process)
+        pretrain(config, process, Stop(Path(config.output.run_dir)))
 
     run_worker(work, run_dir=Path(config.output.run_dir), launch=config.launch)
 

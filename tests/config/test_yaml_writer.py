@@ -41,7 +41,7 @@ def reload(config: Config, folder: Path) -> Config:
         " x ",
         "a: b",
         "#",
-        "ü\n\tz",
+        "ü z",
         "'",
         "[",
         "!x",

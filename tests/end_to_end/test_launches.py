@@ -4,92 +4,22 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from megatron_gptx.config.load import load
-from megatron_gptx.config.yaml_writer import dump
-from tests.runs import tiny_config, write_corpus
+from tests.launches import Launch, Place, has_rows, wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
 SHARED_MEMORY = Path("/dev/shm")
-MARK = "GPTX_TEST_RUN"
-
-
-class Launch(NamedTuple):
-    """A finished launch."""
-
-    status: int
-    shown: str
-    said: str
-
-
-class Place:
-    """A folder with data and a configuration, in which launches can be told from other programs."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.mark = folder, uuid.uuid4().hex
-        write_corpus(folder)
-        config = tiny_config(folder, folder / "run", parallel__pipeline_stages=2, training__steps=3)
-        self.config_file = folder / "tiny.yml"
-        self.config_file.write_text(dump(config))
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / "deepy.py"), *words],
-            cwd=self.folder,
-            env={**os.environ, MARK: self.mark},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def launch(self, script: str, *words: str) -> Launch:
-        process = self.start(script, "tiny.yml", *words)
-        shown, said = process.communicate(timeout=120)
-        return Launch(process.returncode, shown, said)
-
-    def processes(self, variable: str = "") -> list[int]:
-        """Return the living processes of all launches, or those with a variable set as given."""
-        wanted = {f"{MARK}={self.mark}".encode(), variable.encode()} - {b""}
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                variables = (folder / "environ").read_bytes().split(b"\0")
-                state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
-            except OSError:
-                continue
-            if wanted <= set(variables) and state != "Z":
-                found.append(int(folder.name))
-        return found
-
-    def is_empty(self) -> bool:
-        return not self.processes()
-
-
-def wait_for(condition: Callable[[], object], *, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
-def has_rows(metrics: Path) -> Callable[[], bool]:
-    return lambda: metrics.exists() and metrics.stat().st_size > 0
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Iterator[Place]:
     place = Place(tmp_path_factory.mktemp("place"))
     yield place
-    for pid in place.processes():
-        os.kill(pid, signal.SIGKILL)
+    place.clear()
 
 
 @pytest.fixture(scope="module")
@@ -217,17 +147,6 @@ def test_a_killed_rank_ends_the_run_with_one_message(place, endless):
         f"memory (logs: {run_dir}/logs)\n"
     )
     assert "error" not in shown
-    assert place.is_empty()
-
-
-def test_a_terminated_launcher_ends_the_ranks_and_says_so(place, endless):
-    process, run_dir = endless()
-    wait_for(has_rows(run_dir / "metrics.jsonl"))
-    process.terminate()
-    shown, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert said.startswith("error: a process of this run was ended by SIGTERM")
-    assert "Traceback" not in shown + said
     assert place.is_empty()
 
 

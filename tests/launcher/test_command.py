@@ -3,7 +3,6 @@
 import base64
 import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -82,34 +81,21 @@ def test_ranks_get_the_first_gpus_where_all_are_visible(config, monkeypatch):
 
 
 def test_hosts_are_started_by_deepspeeds_runner(tmp_path):
+    (tmp_path / "hosts").write_text("# ours\nnode1   slots=2 # fast\n")
     config = tiny_config(
         tmp_path,
         tmp_path,
-        launch__hostfile="hosts",
-        launch__master_addr="node1",
+        launch__hostfile=str(tmp_path / "hosts"),
         launch__launcher="slurm",
-        launch__launcher_args="--partition gpu --exclusive",
+        launch__launcher_args="--exclusive",
     )
     command = launch_command(config, Placement("cuda", 1, 2), Path("train.py"), [])
     assert command[1:3] == ["-m", "deepspeed.launcher.runner"]
-    for option, value in {
-        "--hostfile": "hosts",
-        "--launcher": "slurm",
-        "--master_addr": "node1",
-        "--launcher_args": "--partition gpu --exclusive",
-    }.items():
-        assert command[command.index(option) + 1] == value
-
-
-def test_arguments_cross_a_remote_shell_unharmed(tmp_path):
-    config = tiny_config(tmp_path, tmp_path, launch__hostfile="hosts", launch__master_addr="node1")
-    hostile = ["--note", "two words; $(touch harm) `id` 'x' \"y\" & | > *"]
-    command = launch_command(config, Placement("cuda", 1, 2), Path("other.py"), hostile)
-    remote = " ".join(command[command.index("other.py") + 1 :])
-    show = [sys.executable, "-c", "import json, sys; print(json.dumps(sys.argv[1:]))"]
-    line = f"{shlex.join(show)} {remote}"
-    shown = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True)
-    assert json.loads(shown.stdout) == ["--config", encode(config), *hostile]
+    assert {"--launcher=slurm", "--master_addr=node1", "--launcher_args=--exclusive"} <= {*command}
+    hostfile = Path(command[command.index("--hostfile") + 1])
+    assert hostfile == tmp_path / "logs" / "hostfile"
+    assert hostfile.read_text() == "node1 slots=2\n"
+    assert command[-3:] == ["train.py", "--config", encode(config)]
 
 
 @pytest.mark.parametrize("script", ["generate.py", "evaluate.py"])

@@ -1,0 +1,63 @@
+"""Signals to the launcher, and its time limit, as a request that the ranks of all nodes read."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from megatron_gptx.distributed.log import AT_ONCE, TIME_LIMIT, stop_request
+
+# The alarm is the time limit's.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM)
+
+
+class StopRequests:
+    """Notes what asks a launch to end early, and passes it on once there is a run folder.
+
+    A signal to DeepSpeed's launcher would not do: it gives ranks thirty seconds, and its runner
+    gives them none.
+    """
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+        self.at_once = False
+        self.run_dir: Path | None = None
+        self.end_ranks: Callable[[], None] | None = None
+
+    def __enter__(self) -> "StopRequests":
+        self.previous = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for signum, handler in self.previous.items():
+            signal.signal(signum, handler)
+
+    def limit(self, minutes: float | None) -> None:
+        """Ask for the end after some minutes."""
+        signal.setitimer(signal.ITIMER_REAL, 60 * (minutes or 0))
+
+    def pass_on(self, run_dir: Path) -> None:
+        """Remove the request of an earlier launch; from now on requests go to this run folder."""
+        stop_request(run_dir).unlink(missing_ok=True)
+        self.run_dir = run_dir
+
+    def _note(self, signum: int, _: FrameType | None) -> None:
+        alarm = signum == signal.SIGALRM
+        self.reasons.append(TIME_LIMIT if alarm else signal.Signals(signum).name)
+        self.at_once = self.at_once or self.reasons.count("SIGINT") > 1
+        if self.run_dir is not None:
+            try:
+                self._ask(self.run_dir)
+            except OSError:  # such as a full disk, on which ranks could save nothing either
+                self.at_once = True
+        if self.at_once and self.end_ranks:
+            self.end_ranks()
+
+    def _ask(self, run_dir: Path) -> None:
+        request = stop_request(run_dir)
+        aside = request.with_name(request.name + ".partial")
+        aside.write_text(AT_ONCE if self.at_once else self.reasons[0])
+        aside.replace(request)

@@ -1,0 +1,34 @@
+"""A job of SLURM's that is started again where it stopped."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+from megatron_gptx.config.errors import UserError
+
+
+def slurm_job() -> str:
+    """Return the number of the job that this process belongs to.
+
+    Raises:
+        UserError: it belongs to none, or SLURM's `scontrol` is not installed here.
+    """
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if not (job.isascii() and job.isdigit()):
+        raise UserError(
+            f"--requeue starts a SLURM job again, but SLURM_JOB_ID is {job or None!r}: use it in a "
+            "script that sbatch has started"
+        )
+    if shutil.which("scontrol") is None:
+        raise UserError("--requeue needs SLURM's program scontrol, which is not installed here")
+    return job
+
+
+def requeue(job: str) -> None:
+    """Ask SLURM to start a job again, and say how that went: all is saved in either case."""
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.stderr.write(f"error: scontrol requeue {job} failed: {done.stderr.strip()}\n")
+    else:
+        sys.stdout.write(f"SLURM will start job {job} again\n")

@@ -1,0 +1,32 @@
+"""The first moments of a rank, before the imports that take seconds."""
+
+import argparse
+import signal
+from pathlib import Path
+
+from megatron_gptx.distributed.lifetime import end_with_parent
+from megatron_gptx.launcher.command import decode
+from megatron_gptx.training.stop import Stop
+
+
+def main() -> None:
+    """Run one rank; the launcher passes the configuration."""
+    parser = argparse.ArgumentParser(description="Started by deepy.py, once per rank.")
+    parser.add_argument("--config", required=True, help="configuration packed by the launcher")
+    run_rank(parser.parse_args().config)
+
+
+def run_rank(packed: str) -> None:
+    """Train one rank of a packed configuration, then leave with a status that says how it went."""
+    # Before the imports below, which take longer than a launcher may live.
+    end_with_parent(signal.SIGKILL)
+    config = decode(packed)
+    run_dir = Path(config.output.run_dir)
+    stop = Stop(run_dir)
+
+    from megatron_gptx.distributed.process import run_worker
+    from megatron_gptx.training.pretrain import pretrain
+
+    run_worker(
+        lambda process: pretrain(config, process, stop), run_dir=run_dir, launch=config.launch
+    )

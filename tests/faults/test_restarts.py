@@ -1,0 +1,86 @@
+"""Ranks that crash or hang are started again, and nothing of the run is different for it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from megatron_gptx.distributed.status import FINISHED, MISTAKE
+from tests.launches import Launch, Place
+from tests.runs import losses
+
+OPTIONS = {"training__steps": 7, "checkpoint__interval": 2, "model__dropout": 0.1}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Iterator[Place]:
+    place = Place(tmp_path_factory.mktemp("place"), **OPTIONS)
+    yield place
+    place.clear()
+
+
+def launch(place: Place, run_dir: Path, restarts: int, fault: str) -> Launch:
+    options = [f"output.run_dir={run_dir}", f"launch.max_restarts={restarts}"]
+    sets = [part for option in options for part in ("--set", option)]
+    done = place.launch("train.py", *sets, GPTX_FAULT=fault)
+    assert place.is_empty()
+    return done
+
+
+def rows(run_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(place, tmp_path_factory) -> list[float]:
+    run_dir = tmp_path_factory.mktemp("uninterrupted")
+    assert launch(place, run_dir, 0, "").status == FINISHED
+    return losses(rows(run_dir))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_started_again_and_every_loss_is_the_same(
+    place, tmp_path, uninterrupted, rank
+):
+    """Killed twice: before the first checkpoint, and after it."""
+    early = f"kill:at=step:rank={rank}:step=1:once={tmp_path}/early"
+    late = f"kill:at=step:rank={rank}:step>=5:once={tmp_path}/late"
+    done = launch(place, tmp_path / "run", 2, f"{early} {late}")
+    assert done.status == FINISHED, done.shown + done.said
+    again = "after status 137: the ranks go on from the newest intact checkpoint"
+    assert f"restart 1 of 2 {again}" in done.shown
+    assert f"restart 2 of 2 {again}" in done.shown
+    assert done.said.count("error: a process of this run was ended by SIGKILL") == 2
+    assert "resumed at step 4" in done.shown
+    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 8))
+    assert losses(rows(tmp_path / "run")) == uninterrupted
+
+
+def test_an_error_is_told_before_the_ranks_are_started_again(place, tmp_path, uninterrupted):
+    done = launch(place, tmp_path / "run", 1, f"error:at=step:rank=1:step>=3:once={tmp_path}/it")
+    assert done.status == FINISHED
+    assert done.shown.count("error on rank 1 (traceback in ") == 1
+    assert done.shown.index("error on rank 1") < done.shown.index("restart 1 of 1 after status 1:")
+    assert losses(rows(tmp_path / "run")) == uninterrupted
+
+
+def test_ranks_are_not_started_more_often_than_allowed(place, tmp_path):
+    done = launch(place, tmp_path / "run", 1, "kill:at=step:rank=1:step>=3")
+    assert done.status == 137
+    assert done.shown.count("restart 1 of 1") == 1
+    assert len(rows(tmp_path / "run")) == 3
+
+
+def test_without_restarts_a_crash_is_the_end(place, tmp_path):
+    done = launch(place, tmp_path / "run", 0, "kill:at=step:rank=1")
+    assert done.status == 137
+    assert "restart 1" not in done.shown
+
+
+def test_a_mistake_is_not_made_again(place, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest").write_text("nonsense")
+    done = launch(place, tmp_path, 3, "")
+    assert done.status == MISTAKE
+    assert "restart 1" not in done.shown

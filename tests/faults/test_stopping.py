@@ -1,0 +1,207 @@
+"""A run that is asked to stop finishes its step, saves, and says so, whoever is asked and when."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from megatron_gptx.checkpoint.layout import checkpoint_folder, damage, newest
+from megatron_gptx.distributed.status import INTERRUPTED, STOPPED
+from tests.launches import Place, has_rows, wait_for
+
+
+class Run:
+    """A run that would go on for a long time."""
+
+    def __init__(self, place: Place, run_dir: Path, *options: str) -> None:
+        self.place, self.run_dir = place, run_dir
+        words = ("training.steps=100000", f"output.run_dir={run_dir}", *options)
+        sets = [part for word in words for part in ("--set", word)]
+        self.launcher = place.start("train.py", "tiny.yml", *sets)
+
+    @property
+    def trains(self) -> Callable[[], bool]:
+        return has_rows(self.run_dir / "metrics.jsonl")
+
+    def node(self) -> int:
+        """Return the process of DeepSpeed's launcher."""
+        pid = self.launcher.pid
+        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+
+    def rank(self, number: int) -> int:
+        (pid,) = self.place.processes(f"RANK={number}")
+        return pid
+
+    def end(self) -> tuple[int, str, str]:
+        """Return the status, what is shown and what is said, once nothing of the run is left."""
+        shown, said = self.launcher.communicate(timeout=120)
+        wait_for(self.place.is_empty, seconds=5)
+        return self.launcher.returncode, shown, said
+
+    def assert_stopped(self, reason: str) -> None:
+        """Fail unless the run ended as asked, with its last step in a whole checkpoint."""
+        status, shown, said = self.end()
+        assert (status, said) == (STOPPED, ""), shown + said
+        checkpoint = newest(self.run_dir)
+        assert checkpoint is not None
+        assert damage(checkpoint, checkpoint.manifest["files"]) is None
+        assert shown.count("stopped by") == 1
+        assert shown.endswith(
+            f"stopped by {reason} at step {checkpoint.step}; saved {checkpoint.path}; run the same "
+            "command to go on\n"
+        )
+        last = (self.run_dir / "metrics.jsonl").read_text().splitlines()[-1]
+        assert json.loads(last)["step"] == checkpoint.step
+
+    def assert_stopped_before_a_step(self, reason: str) -> None:
+        status, shown, said = self.end()
+        assert (status, said) == (STOPPED, ""), shown + said
+        assert re.search(
+            rf"stopped by {reason} before (a step|any rank) was (taken|started)", shown
+        )
+        assert not checkpoint_folder(self.run_dir).exists()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Iterator[Place]:
+    place = Place(tmp_path_factory.mktemp("place"))
+    yield place
+    place.clear()
+
+
+@pytest.fixture
+def run(place, tmp_path) -> Iterator[Callable[..., Run]]:
+    yield lambda *options: Run(place, tmp_path / "run", *options)
+    place.clear()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_to_the_launcher_saves_the_step_and_ends_with_75(run, signum):
+    started = run()
+    wait_for(started.trains)
+    started.launcher.send_signal(signum)
+    started.assert_stopped(signum.name)
+
+
+@pytest.mark.parametrize("whose", ["node", "rank 0", "rank 1", "all"])
+def test_a_signal_to_any_process_of_a_run_saves_the_step_and_ends_with_75(run, whose):
+    started = run()
+    wait_for(started.trains)
+    processes = {
+        "node": lambda: [started.node()],
+        "rank 0": lambda: [started.rank(0)],
+        "rank 1": lambda: [started.rank(1)],
+        "all": lambda: started.place.processes(),
+    }[whose]()
+    for pid in processes:
+        os.kill(pid, signal.SIGTERM)
+    started.assert_stopped("SIGTERM")
+
+
+def test_a_signal_that_deepspeed_does_not_know_may_go_to_every_process(run):
+    started = run()
+    wait_for(started.trains)
+    for pid in started.place.processes():
+        os.kill(pid, signal.SIGUSR1)
+    started.assert_stopped("SIGUSR1")
+
+
+def test_a_file_in_the_run_folder_stops_a_run(run):
+    started = run()
+    wait_for(started.trains)
+    (started.run_dir / "logs" / ".stop").touch()
+    started.assert_stopped("logs/.stop")
+
+
+def test_a_stopped_run_goes_on_with_the_same_command(run, place):
+    first = run()
+    wait_for(first.trains)
+    first.launcher.terminate()
+    first.assert_stopped("SIGTERM")
+    step = newest(first.run_dir).step
+    second = run()
+    wait_for(lambda: len((first.run_dir / "metrics.jsonl").read_text().splitlines()) > step)
+    second.launcher.terminate()
+    second.assert_stopped("SIGTERM")
+    rows = [json.loads(line) for line in (first.run_dir / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+
+
+@pytest.mark.parametrize("moment", ["the launcher works", "its child starts", "ranks start"])
+def test_a_signal_before_the_first_step_ends_the_run_with_75_and_without_damage(run, moment):
+    started = run()
+    wait_for(
+        {
+            "the launcher works": lambda: handles(started.launcher, signal.SIGTERM),
+            "its child starts": lambda: len(started.place.processes()) == 2,
+            "ranks start": lambda: started.place.processes("RANK=1"),
+        }[moment]
+    )
+    started.launcher.terminate()
+    started.assert_stopped_before_a_step("SIGTERM")
+
+
+def test_a_time_limit_stops_a_run(run):
+    run("training.time_limit_minutes=0.02").assert_stopped_before_a_step(
+        "training.time_limit_minutes"
+    )
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(run):
+    started = run()
+    wait_for(started.trains)
+    os.kill(started.rank(1), signal.SIGSTOP)  # so that the first one cannot end it
+    started.launcher.send_signal(signal.SIGINT)
+    wait_for((started.run_dir / "logs" / ".stop").exists)
+    started.launcher.send_signal(signal.SIGINT)
+    status, _, said = started.end()
+    assert (status, said) == (INTERRUPTED, "")
+
+
+def moments() -> list[tuple[str, float]]:
+    """Return when signals strike: seconds after the launcher's start, or after the first step.
+
+    Six of them, or twenty where GPTX_CHAOS is set.
+    """
+    random = Random(5)
+    found = [
+        ("start", random.uniform(0, 6)) if number % 3 == 0 else ("step", random.uniform(0, 2.5))
+        for number in range(20)
+    ]
+    return found if os.environ.get("GPTX_CHAOS") else found[:6]
+
+
+@pytest.mark.parametrize(("since", "seconds"), moments())
+def test_a_signal_at_any_moment_leaves_a_whole_checkpoint_and_no_process(run, since, seconds):
+    """Steps, evaluations and saves take turns, each about as long as the others together."""
+    stages = 1 + (seconds > 1)
+    often = ("checkpoint.interval=4", "evaluation.interval=4", "evaluation.batches=10")
+    started = run(
+        *often, f"parallel.pipeline_stages={stages}", f"parallel.data_replicas={3 - stages}"
+    )
+    wait_for(lambda: handles(started.launcher, signal.SIGTERM))
+    if since == "step":
+        wait_for(started.trains)
+    time.sleep(seconds)
+    started.launcher.terminate()
+    if (started.run_dir / "metrics.jsonl").exists():
+        started.assert_stopped("SIGTERM")
+    else:
+        status, shown, said = started.end()
+        assert (status, said) == (STOPPED, ""), shown + said
+        assert "stopped by SIGTERM" in shown
+        checkpoint = newest(started.run_dir)
+        assert checkpoint is None or damage(checkpoint, checkpoint.manifest["files"]) is None
+
+
+def handles(process: subprocess.Popen[str], signum: int) -> bool:
+    """Return whether a process has a handler for a signal."""
+    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+    return bool(caught and int(caught[1], 16) >> (signum - 1) & 1)
