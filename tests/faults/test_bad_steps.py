@@ -27,7 +27,7 @@ def fault(monkeypatch):
 
 def train_behind(packed: str, skipped: int) -> None:
     """Train one rank from its checkpoint on, but behind some more samples."""
-    from megatron_gptx.training import pretrain
+    from megatron_gptx.training import pretrain, start
 
     load = pretrain.resume
 
@@ -36,7 +36,7 @@ def train_behind(packed: str, skipped: int) -> None:
         return {**saved, "samples": saved["samples"] + skipped}
 
     pretrain.resume = resume
-    pretrain.run_rank(packed)
+    start.run_rank(packed)
 
 
 def rows_behind(config: Config, *, skipped: int, ranks: int) -> list[dict[str, float]]:

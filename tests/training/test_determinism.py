@@ -41,7 +41,7 @@ def test_two_runs_have_the_same_bits(corpus, tmp_path, layout):
 
 def train_with_an_op_that_has_no_order(packed: str) -> None:
     from megatron_gptx.model.feedforward import FeedForward
-    from megatron_gptx.training.pretrain import run_rank
+    from megatron_gptx.training.start import run_rank
 
     forward = FeedForward.forward
 
