@@ -20,10 +20,18 @@ with open("{folder}/started", "a") as file:
     file.write(json.dumps(sys.argv) + "\\n")
 hosts = sys.argv[sys.argv.index("-w") + 1].split(",")
 line = " ".join(sys.argv[sys.argv.index("-w") + 2 :])
-if line.startswith("pkill"):
+if line.startswith("pkill"):  # by their pattern, on the nodes; here by their numbers
+    for pid in open("{folder}/nodes").read().split():
+        os.kill(int(pid), 15)
     sys.exit(0)
 os.environ["DS_ACCELERATOR"] = "cpu"
-nodes = [subprocess.Popen(["sh", "-c", line.replace("%n", str(n))]) for n in range(len(hosts))]
+line = line.replace(sys.executable, "exec " + sys.executable, 1)
+nodes = [  # out of reach of a signal to a group, as on other machines
+    subprocess.Popen(["sh", "-c", line.replace("%n", str(n))], start_new_session=True)
+    for n in range(len(hosts))
+]
+with open("{folder}/nodes", "w") as file:
+    file.write(" ".join(str(node.pid) for node in nodes))
 sys.exit(max(node.wait() % 256 for node in nodes))
 """
 SRUN = """#!{python}
@@ -88,3 +96,16 @@ def test_nothing_that_a_shell_would_read_otherwise_reaches_a_node(place):
     start = words.index(str(Path(__file__).resolve().parents[2] / "train.py"))
     assert words[start + 1] == "--config"
     assert len(words) == start + 3
+
+
+def test_a_runner_that_is_terminated_alone_takes_no_unsaved_step_with_it(place):
+    process = place.start("train.py", "tiny.yml", "--set", "training.steps=100000")
+    run_dir = place.folder / "run"
+    wait_for(has_rows(run_dir / "metrics.jsonl"))
+    (runner,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(runner), signal.SIGTERM)
+    shown, said = process.communicate(timeout=60)
+    assert process.returncode == STOPPED, shown + said
+    checkpoint = newest(run_dir)
+    assert f"stopped by SIGTERM at step {checkpoint.step}; saved {checkpoint.path}" in shown
+    wait_for(place.is_empty, seconds=10)
