@@ -3,6 +3,7 @@
 import itertools
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from megatron_gptx.launcher.hosts import hosts_environment
 from megatron_gptx.launcher.requests import SIGNALS, StopRequests
 from megatron_gptx.launcher.run import explain, run_ranks
 
+# How long ranks of other nodes may take to save once DeepSpeed's runner has died: as long as it
+# gives them itself.
+PATIENCE_SECONDS = 30
 # How a run ends that is not started again: it is done, or would end in the same way.
 FINAL = (FINISHED, MISTAKE, STOPPED, INTERRUPTED)
 
@@ -37,7 +41,8 @@ def launch(
     """Run a script on all ranks, again after crashes, and return how that ended."""
     run_dir, restarts = Path(config.output.run_dir), config.launch.max_restarts
     variables = environment(placement)
-    if config.launch.hostfile is not None:
+    several = config.launch.hostfile is not None
+    if several:
         variables = hosts_environment(variables)
     logs = prepare_logs(run_dir)
     requests.pass_on(run_dir)
@@ -55,8 +60,11 @@ def launch(
             environment=variables,
             folder=Path.cwd(),
             requests=requests,
-            last_signal=signal.SIGKILL if config.launch.hostfile is None else signal.SIGTERM,
+            last_signal=signal.SIGTERM if several else signal.SIGKILL,
+            patience_seconds=PATIENCE_SECONDS if several else 0,
         )
+        if several and status == FAILED:
+            _wait_for_word(run_dir)
         status = _outcome(status, run_dir, requests)
         if status in FINAL or requests.reasons or restart > restarts:
             return status
@@ -80,6 +88,15 @@ def prepare_logs(run_dir: Path) -> Path:
     return logs
 
 
+def _wait_for_word(run_dir: Path) -> None:
+    """Wait for ranks of other nodes: a runner that got a signal ends before they have saved."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline and not (
+        stopped_marker(run_dir).exists() or failure_marker(run_dir).exists()
+    ):
+        time.sleep(0.2)
+
+
 def _outcome(status: int, run_dir: Path, requests: StopRequests) -> int:
     """Return how the ranks ended, which DeepSpeed's launchers only half know, and say so."""
     if requests.at_once:
@@ -87,7 +104,8 @@ def _outcome(status: int, run_dir: Path, requests: StopRequests) -> int:
     if status == FINISHED and finished_marker(run_dir).exists():
         return FINISHED
     marker = stopped_marker(run_dir)
-    if status in (FINISHED, FAILED, STOPPED) and marker.exists():
+    politely = status in (FINISHED, FAILED, STOPPED) or status - 128 in SIGNALS
+    if politely and marker.exists():
         sys.stdout.write(f"{marker.read_text()}\n")
         return STOPPED
     # A process that ends by such a signal has no handler yet, and has taken no step.

@@ -22,7 +22,7 @@ class StopRequests:
         self.reasons: list[str] = []
         self.at_once = False
         self.run_dir: Path | None = None
-        self.end_ranks: Callable[[], None] | None = None
+        self.end_ranks: Callable[[], object] | None = None
 
     def __enter__(self) -> "StopRequests":
         self.previous = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
@@ -44,19 +44,22 @@ class StopRequests:
         stop_request(run_dir).unlink(missing_ok=True)
         self.run_dir = run_dir
 
-    def _note(self, signum: int, _: FrameType | None) -> None:
-        alarm = signum == signal.SIGALRM
-        self.reasons.append(TIME_LIMIT if alarm else signal.Signals(signum).name)
+    def ask(self, reason: str) -> None:
+        """Ask the ranks to end, for a reason such as a signal's name."""
+        self.reasons.append(reason)
         self.at_once = self.at_once or self.reasons.count("SIGINT") > 1
         if self.run_dir is not None:
             try:
-                self._ask(self.run_dir)
+                self._write(self.run_dir)
             except OSError:  # such as a full disk, on which ranks could save nothing either
                 self.at_once = True
         if self.at_once and self.end_ranks:
             self.end_ranks()
 
-    def _ask(self, run_dir: Path) -> None:
+    def _note(self, signum: int, _: FrameType | None) -> None:
+        self.ask(TIME_LIMIT if signum == signal.SIGALRM else signal.Signals(signum).name)
+
+    def _write(self, run_dir: Path) -> None:
         request = stop_request(run_dir)
         aside = request.with_name(request.name + ".partial")
         aside.write_text(AT_ONCE if self.at_once else self.reasons[0])

@@ -1,10 +1,10 @@
 """Starting processes, passing signals on, and reporting how they ended."""
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -48,6 +48,7 @@ def run_ranks(
     folder: Path,
     requests: StopRequests,
     last_signal: signal.Signals,
+    patience_seconds: float,
 ) -> int:
     """Run one of DeepSpeed's launchers until it ends and return its exit status.
 
@@ -57,6 +58,7 @@ def run_ranks(
         folder: where it runs.
         requests: what ends the run early; in a hurry it ends all processes here.
         last_signal: what the processes get that outlive their launcher, or are to end at once.
+        patience_seconds: how long those that outlive it may take to stop by themselves.
     """
     parent = os.getpid()
 
@@ -68,17 +70,25 @@ def run_ranks(
         end_with_parent(signal.SIGTERM, parent=parent)
 
     child = subprocess.Popen(list(command), env=environment, cwd=folder, preexec_fn=prepare)
-
-    def end() -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, last_signal)
-
-    requests.end_ranks = end
-    # Until the child is waited for, no other group can get its number.
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    end()
+    requests.end_ranks = lambda: _signal_group(child.pid, last_signal)
+    status = status_of(child.wait())
     requests.end_ranks = None
-    return status_of(child.wait())
+    deadline = time.monotonic() + patience_seconds
+    if _signal_group(child.pid, 0) and patience_seconds:
+        requests.ask("SIGTERM")
+        while _signal_group(child.pid, 0) and time.monotonic() < deadline:
+            time.sleep(0.2)
+    _signal_group(child.pid, last_signal)
+    return status
+
+
+def _signal_group(group: int, signum: int) -> bool:
+    """Send a signal to a process group and return whether there is a process in it."""
+    try:
+        os.killpg(group, signum)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def status_of(returncode: int) -> int:
