@@ -14,9 +14,9 @@ INSTALLED := $(VENV)/.installed
 NVRTC := build/nvrtc/.installed
 
 # Many small processes run beside each other: one thread each beats several that wait for one another.
-test test-gpu check-cuda repository: export OMP_NUM_THREADS ?= 1
+test test-chaos test-gpu check-cuda repository: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help quickstart test test-gpu check check-cuda format lint lint-fix types floors docs docs-check repository lock clean distclean
+.PHONY: help quickstart test test-chaos test-gpu check check-cuda format lint lint-fix types floors docs docs-check repository lock clean distclean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z][a-z -]*\):[^#]*## /\1\t/p' Makefile | while IFS=$$'\t' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
@@ -26,6 +26,9 @@ quickstart: $(INSTALLED) ## Train a small GPT-X on real text, evaluate it, let i
 
 test: $(INSTALLED) $(NVRTC) ## Run every test that needs no GPU
 	$(PY) -m pytest $(PYTEST)
+
+test-chaos: $(INSTALLED) ## Run the tests of faults in full: 100 kills, every pair of layouts; an hour
+	GPTX_CHAOS=1 $(PY) -m pytest tests/faults tests/checkpoint/test_layout_changes.py $(PYTEST)
 
 test-gpu: $(INSTALLED) ## Run the tests that need a GPU
 	$(PY) -m pytest tests/gpu $(PYTEST)
