@@ -18,7 +18,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import UserError, describe
 from megatron_gptx.data.encode import Options, Vocabulary
 from megatron_gptx.data.preprocess import Outcome, preprocess
 from megatron_gptx.data.sources import DEFAULT_GLOBS, InputFile, find_files
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             for key in keys:
                 _make_dataset(args, files, key, prefixes[key])
     except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(describe(error), file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
