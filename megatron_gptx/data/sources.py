@@ -57,6 +57,8 @@ def find_files(
     found: list[InputFile] = []
     named = set()
     for given in inputs:
+        if not given:
+            raise UserError("an input has no name: an empty argument, or a comma too many")
         named.add(given)
         paths += _expand(given, globs)
     for name in lists:
