@@ -11,8 +11,9 @@ result: every setting is translated, named as not needed, or named as unknown.
 import argparse
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from megatron_gptx.config.errors import ConfigError, UserError
+from megatron_gptx.config.errors import ConfigError, UserError, why
 from megatron_gptx.config.foreign import read_megatron, read_neox
 from megatron_gptx.config.load import load
 from megatron_gptx.config.translate import Translation, nested, translate
@@ -54,20 +55,28 @@ def convert(options: argparse.Namespace) -> int:
     text = render(translation, options.files)
     if not options.output:
         print(text, end="")
-        report(translation)
-        return 0
-    if options.output.exists():
+    elif options.output.exists():
         raise UserError(f"--output {options.output} exists; name another file, or remove it")
-    try:
-        write_aside(options.output, text)
-    except OSError as error:
-        raise UserError(f"--output {options.output} cannot be written: {error}") from None
+    else:
+        try:
+            write_aside(options.output, text)
+        except OSError as error:
+            message = f"--output {options.output} cannot be written: {why(error)}"
+            raise UserError(message) from None
     report(translation)
-    try:
-        load([options.output])
-    except ConfigError as error:
-        print(f"before it can run:\n{error}", file=sys.stderr)
-        return 1
+    return check(text, options.output or "the result")
+
+
+def check(text: str, name: str | Path) -> int:
+    """Say what a translated configuration needs before it can run; return the exit status."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "translated.yml")
+        path.write_text(text, encoding="utf-8")
+        try:
+            load([path])
+        except ConfigError as error:
+            print(f"before it can run:\n{error}".replace(str(path), str(name)), file=sys.stderr)
+            return 1
     return 0
 
 

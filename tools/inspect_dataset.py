@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import UserError, describe, why
 from megatron_gptx.data.indexed_dataset import IndexedDataset
 from megatron_gptx.data.statistics import (
     find_duplicates,
@@ -39,8 +39,11 @@ def main(argv: list[str] | None = None) -> int:
         else:
             _print_document(dataset, args.document, args.tokenizer)
     except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(describe(error), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -90,7 +93,7 @@ def _draw_lengths(dataset: IndexedDataset, path: Path) -> None:
     try:
         figure.savefig(path, dpi=120)
     except ValueError as error:  # no picture has such an ending
-        raise UserError(f"{path}: cannot be written: {error}") from error
+        raise UserError(f"{path}: cannot be written: {why(error)}") from error
     print(f"picture      {path}")
 
 

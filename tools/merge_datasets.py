@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import UserError, describe
 from megatron_gptx.data.combine import merge
 
 
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         merged = merge(args.prefix, args.output_prefix, overwrite=args.overwrite)
     except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(describe(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import UserError, why
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        raise UserError(f"{path} cannot be read: {why(error)}") from None
     if not rows:
         raise UserError(f"{path} has no rows yet")
     return rows
@@ -69,7 +69,7 @@ def draw(runs: dict[Path, list[dict[str, float]]], output: Path, entropy: float 
     try:
         figure.savefig(output, dpi=120)
     except (OSError, ValueError) as error:
-        raise UserError(f"{output} cannot be written: {error}") from None
+        raise UserError(f"{output} cannot be written: {why(error)}") from None
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import UserError, describe
 from megatron_gptx.data.encode import Options, Vocabulary
 from megatron_gptx.data.preprocess import Outcome, preprocess
 from megatron_gptx.data.sources import DEFAULT_GLOBS, InputFile, find_files
@@ -39,21 +39,21 @@ _NO_EFFECT = (
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; return its exit status."""
     args = _parser().parse_args(argv)
-    keys = list(dict.fromkeys(args.json_keys or ["text"]))
-    prefixes = {
-        key: args.output_prefix if len(keys) == 1 else Path(f"{args.output_prefix}_{key}")
-        for key in keys
-    }
     for name in _NO_EFFECT:
         if getattr(args, name[2:].replace("-", "_")) is not None:
             print(f"{name} has no effect here", file=sys.stderr)
+    prefixes: dict[str, Path] = {}
+    waiting: list[str] = []
     try:
+        prefixes = _prefixes(args)
         with ExitStack() as stack:
             files = _inputs(args, stack)
-            for key in keys:
+            waiting += prefixes
+            while waiting:
+                key = waiting.pop(0)
                 _make_dataset(args, files, key, prefixes[key])
     except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(describe(error), file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -63,7 +63,22 @@ def main(argv: list[str] | None = None) -> int:
     for prefix in prefixes.values():
         if Path(f"{prefix}.d", "progress.json").exists():
             print(f"{prefix}.d keeps what is done: the same command goes on", file=sys.stderr)
+    for key in waiting:
+        print(f"not begun: {prefixes[key]}, of the key {key!r}", file=sys.stderr)
     return status
+
+
+def _prefixes(args: argparse.Namespace) -> dict[str, Path]:
+    """Return the prefix of each key's dataset."""
+    keys = list(dict.fromkeys(args.json_keys or ["text"]))
+    if len(keys) == 1:
+        return {keys[0]: args.output_prefix}
+    if apart := [key for key in keys if "/" in key]:
+        raise UserError(
+            f"--json-key {apart[0]}: would be part of a file's name, which has no slash; give this "
+            "key by itself, with an --output-prefix of its own"
+        )
+    return {key: Path(f"{args.output_prefix}_{key}") for key in keys}
 
 
 def _inputs(args: argparse.Namespace, stack: ExitStack) -> list[InputFile]:

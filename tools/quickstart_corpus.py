@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from megatron_gptx.config.errors import describe
 from megatron_gptx.data.files import write_aside
 
 _EVERY = 20
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
             num_bytes = sum(path.stat().st_size for path in chosen)
             print(f"{name}: {len(chosen):,} files, {num_bytes / 1e6:.1f} MB")
     except OSError as error:
-        print(error, file=sys.stderr)
+        print(describe(error), file=sys.stderr)
         return 2
     return 0
 

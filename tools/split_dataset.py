@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import UserError, describe
 from megatron_gptx.data.build import split_documents
 from megatron_gptx.data.combine import Piece, write_pieces
 from megatron_gptx.data.indexed_dataset import IndexedDataset
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             print(f"{part.prefix}: {part.num_documents:,} documents, {part.num_tokens:,} tokens")
     except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(describe(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: parts that were named are whole", file=sys.stderr)

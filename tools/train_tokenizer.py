@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import UserError, describe
 from megatron_gptx.data.files import file_sha256, write_aside
 from megatron_gptx.data.manifest import read_manifest, write_manifest
 from megatron_gptx.data.preprocess import describe_inputs
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         }
         return _train(args, files, made_from)
     except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(describe(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)

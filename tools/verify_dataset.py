@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import UserError, describe
 from megatron_gptx.data.indexed_dataset import IndexedDataset
 from megatron_gptx.data.manifest import manifest_path, matching_manifest, read_manifest
 from megatron_gptx.data.verify import Expected, all_problems
@@ -21,11 +21,19 @@ from megatron_gptx.tokenizer.build import load_tokenizer
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; return its exit status."""
     args = _parser().parse_args(argv)
+    try:
+        return _verify(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _verify(args: argparse.Namespace) -> int:
     status = 0
     try:
         tokenizer = None if args.tokenizer is None else load_tokenizer(args.tokenizer)
-    except UserError as error:
-        print(error, file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(describe(error), file=sys.stderr)
         return 2
     for prefix in args.prefix:
         try:
@@ -38,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             problems = list(all_problems(dataset, expected, threads=args.threads))
             known = read_manifest(manifest_path(prefix)) or {}
         except (UserError, OSError) as error:
-            problems = [str(error)]
+            problems = [describe(error)]
         for problem in problems:
             print(problem, file=sys.stderr)
         if problems:

@@ -70,8 +70,9 @@ class DataConfig(Section):
     fill_in_the_middle: FillInTheMiddleConfig = Field(default_factory=FillInTheMiddleConfig)
     tokenizer: str | None = Field(
         None,
-        description="tokenizer.json, for generation, for checking vocab_size, and for the ids of "
-        "`fill_in_the_middle`.",
+        description="What tools/preprocess_data.py takes as `--tokenizer`: tokenizer.json, GPT-2's "
+        "vocab.json, NAME.model, NAME.tiktoken or `bytes`. For generation, for checking "
+        "vocab_size, and for the ids of `fill_in_the_middle`.",
     )
     prefetch: int = Field(
         2, ge=0, description="Steps a background thread reads ahead; 0 reads in line."

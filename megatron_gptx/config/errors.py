@@ -7,3 +7,14 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """One or more problems in a configuration, all reported at once."""
+
+
+def why(error: Exception) -> str:
+    """Return why something failed, of a system's error without its number and its file."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def describe(error: Exception) -> str:
+    """Return what a user is shown of an error: of a system's, FILE: REASON."""
+    file = error.filename if isinstance(error, OSError) else None
+    return why(error) if file is None else f"{file}: {why(error)}"

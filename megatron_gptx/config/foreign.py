@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_gptx.config.errors import ConfigError
+from megatron_gptx.config.errors import ConfigError, why
 from megatron_gptx.config.messages import report
 from megatron_gptx.config.yaml_reader import (
     Place,
@@ -67,7 +67,7 @@ def read_megatron(paths: Sequence[Path]) -> dict[str, Setting]:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}") from None
+            raise ConfigError(f"{path}: cannot be read: {why(error)}") from None
         name, variables = "", dict[str, str]()
         for number, line in enumerate(lines, 1):
             for place, word in enumerate(_words(line, variables)):

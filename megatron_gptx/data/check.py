@@ -7,6 +7,8 @@ from megatron_gptx.data.indexed_dataset import IndexedDataset
 from megatron_gptx.data.verify import Expected, quick_problems
 from megatron_gptx.tokenizer.build import load_tokenizer
 
+_REMEDY = "raise model.vocab_size above it, or use the dataset of this model's tokenizer"
+
 
 def check_datasets(config: Config) -> None:
     """Raise one error with everything that is wrong with the data of a run.
@@ -40,7 +42,7 @@ def check_datasets(config: Config) -> None:
 
     for prefix in {**data.train_weights, **data.valid_weights}:
         try:
-            expected = Expected(config.model.vocab_size, tokenizer_sha256)
+            expected = Expected(config.model.vocab_size, tokenizer_sha256, _REMEDY)
             problems += quick_problems(IndexedDataset(prefix), expected)
         except UserError as error:
             problems.append(str(error))

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import UserError, why
 from megatron_gptx.data.files import write_aside
 from megatron_gptx.data.indexed_dataset import IndexedDataset
 from megatron_gptx.data.mmididx import PathLike
@@ -27,7 +27,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as a manifest: {error}") from error
+        raise UserError(f"{path}: cannot be read as a manifest: {why(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a manifest: it holds a {type(content).__name__}")
     return content

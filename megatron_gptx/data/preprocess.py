@@ -222,7 +222,8 @@ class _Run:
         if not summary.num_documents:
             self._state = State()  # nothing worth keeping
             raise UserError(
-                f"no document in {len(self._tasks)} part(s) of the input: {summary.empty} empty, "
+                f"no document in {len(self._tasks)} part(s) of the input for the key "
+                f"{self._options.json_key!r}: {summary.empty} empty, "
                 f"{sum(summary.rejected.values())} rejected"
                 + (f", such as {summary.rejected_examples[0]}" if summary.rejected else "")
             )

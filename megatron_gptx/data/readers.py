@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 import orjson
 
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import UserError, why
 from megatron_gptx.data.opening import COMPRESSED, DAMAGE, is_remote, open_input
 from megatron_gptx.data.sources import Unit
 from megatron_gptx.data.tables import TableError, read_dataset, read_parquet
@@ -111,8 +111,8 @@ def read_unit(unit: Unit, account: Account, reading: Reading) -> Iterator[str]:
         if not is_remote(unit.paths[0]):
             raise
         # Each remote file system has errors of its own.
-        why = f"cannot be read further: {type(error).__name__}: {error}"
-        account.reject(unit.paths[0], why, account.num_lines + 1)
+        what = f"cannot be read further: {type(error).__name__}: {error}"
+        account.reject(unit.paths[0], what, account.num_lines + 1)
 
 
 def _read(unit: Unit, account: Account, reading: Reading) -> Iterator[str]:
@@ -126,8 +126,7 @@ def _read(unit: Unit, account: Account, reading: Reading) -> Iterator[str]:
             yield from _read_lines(path, unit.span, account, reading)
         except (OSError, *DAMAGE) as error:
             # All lines before the damage have been read.
-            why = str(error) if isinstance(error, OSError) and not error.strerror else _why(error)
-            account.reject(path, f"cannot be read further: {why}", account.num_lines + 1)
+            account.reject(path, f"cannot be read further: {why(error)}", account.num_lines + 1)
     else:
         assert unit.span is not None, unit
         first, last = unit.span
@@ -138,7 +137,7 @@ def _read(unit: Unit, account: Account, reading: Reading) -> Iterator[str]:
         try:
             yield from _read_rows(path, rows, before, account, reading)
         except (OSError, TableError) as error:
-            account.reject(path, _why(error))
+            account.reject(path, why(error))
 
 
 def count_lines(path: str, stop: int) -> int:
@@ -171,7 +170,7 @@ def _read_file(path: str, account: Account, reading: Reading) -> str | None:
             raise ValueError("not UTF-8") from None
         return account.accept(text, reading)
     except (OSError, ValueError, *DAMAGE) as error:
-        account.reject(path, _why(error))
+        account.reject(path, why(error))
         return None
 
 
@@ -294,10 +293,6 @@ def _parse(line: bytes, key: str) -> tuple[str, bool]:
 def _kind(value: object) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
     return "null" if value is None else names.get(type(value), "a number")
-
-
-def _why(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _too_long(reading: Reading) -> str:

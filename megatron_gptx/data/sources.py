@@ -12,7 +12,7 @@ from glob import glob
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import UserError, why
 from megatron_gptx.data.opening import COMPRESSED, InputFile, is_remote, remote_names, stat_input
 from megatron_gptx.data.tables import DATASETS, dataset_version, divide_dataset, divide_parquet
 
@@ -57,13 +57,15 @@ def find_files(
     found: list[InputFile] = []
     named = set()
     for given in inputs:
+        if not given:
+            raise UserError("an input has no name: an empty argument, or a comma too many")
         named.add(given)
         paths += _expand(given, globs)
     for name in lists:
         try:
             lines = Path(name).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{name}: cannot be read as a list of files: {error}") from error
+            raise UserError(f"{name}: cannot be read as a list of files: {why(error)}") from error
         paths += [line for line in lines if line.strip()]
     if not paths:
         raise UserError("no input files: name files or folders, or give a --list-file")
@@ -72,7 +74,7 @@ def find_files(
             found.append(dataset_version(path) if _is_dataset(path) else stat_input(path))
         except OSError as error:
             if path in named or not os.path.lexists(path):
-                raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+                raise UserError(f"{path}: cannot be read: {why(error)}") from error
             # One of many: whoever reads it says what is wrong, and --on-error decides.
             found.append(InputFile(path, 0, _UNREADABLE))
     return found

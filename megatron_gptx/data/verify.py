@@ -24,6 +24,7 @@ class Expected:
 
     vocab_size: int | None = None
     tokenizer_sha256: str | None = None
+    remedy: str = "it was made with another tokenizer"  # of an id outside the vocabulary
 
 
 def quick_problems(dataset: IndexedDataset, expected: Expected) -> list[str]:
@@ -64,11 +65,12 @@ def _range_problems(
     dataset: IndexedDataset, low: int, high: int, expected: Expected
 ) -> Iterator[str]:
     vocab_size = expected.vocab_size
-    if low < 0 or (vocab_size is not None and high >= vocab_size):
+    if low < 0:
+        yield f"{dataset.prefix}: token id {low} is negative; only a dataset of labels may be that"
+    elif vocab_size is not None and high >= vocab_size:
         yield (
-            f"{dataset.prefix}: token id {low if low < 0 else high} is outside model.vocab_size "
-            f"{vocab_size}; set that to at least {high + 1}, or use the dataset of this model's "
-            "tokenizer"
+            f"{dataset.prefix}: token id {high} is outside the vocabulary of {vocab_size}: "
+            f"{expected.remedy}"
         )
 
 
@@ -78,8 +80,8 @@ def _tokenizer_problems(dataset: IndexedDataset, expected: Expected) -> Iterator
     wanted = expected.tokenizer_sha256
     if made_with and wanted and made_with != wanted:
         yield (
-            f"{dataset.prefix}: made with another tokenizer (sha256 {made_with[:12]}) than "
-            f"data.tokenizer (sha256 {wanted[:12]}): preprocess it again, or name its own"
+            f"{dataset.prefix}: made with another tokenizer (sha256 {made_with[:12]}) than the one "
+            f"named (sha256 {wanted[:12]}): preprocess it again, or name its own"
         )
 
 

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar, cast
 
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import UserError, describe
 
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
@@ -134,7 +134,7 @@ def _serve(pipe: Connection, start: Callable[[Any], Callable[[Any], Any]], state
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except (UserError, OSError) as error:
-        pipe.send(UserError(str(error)))
+        pipe.send(UserError(describe(error)))
     except Exception as error:
         pipe.send(RuntimeError(f"worker {os.getpid()}: {type(error).__name__}: {error}"))
 

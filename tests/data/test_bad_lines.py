@@ -124,9 +124,15 @@ def test_a_bad_line_stops_where_that_is_asked(preprocess, tmp_path, name):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no document in 0 part(s) of the input: 0 empty, 0 rejected"),
-        (b"\n\n \n", "no document in 1 part(s) of the input: 3 empty, 0 rejected"),
-        (line({"text": ""}) * 1, "no document in 1 part(s) of the input: 1 empty"),
+        (b"", "no document in 0 part(s) of the input for the key 'text': 0 empty, 0 rejected"),
+        (
+            b"\n\n \n",
+            "no document in 1 part(s) of the input for the key 'text': 3 empty, 0 rejected",
+        ),
+        (
+            line({"text": ""}) * 1,
+            "no document in 1 part(s) of the input for the key 'text': 1 empty",
+        ),
         (b"{broken\n", f"1 rejected, such as in.jsonl:1: {BROKEN}"),
     ],
     ids=["empty file", "blank lines", "only empty documents", "only malformed lines"],

@@ -65,7 +65,9 @@ def test_everything_wrong_is_said_at_once(make_dataset, tmp_path):
     assert len(lines) == 4
     assert "20 tokens, but one sample takes seq_length + 1 = 101" in lines[0]
     assert "absent.json: no such tokenizer file" in lines[1]
-    assert "token id 19 is outside model.vocab_size 10; set that to at least 20" in lines[2]
+    assert (
+        "token id 19 is outside the vocabulary of 10: raise model.vocab_size above it" in lines[2]
+    )
     assert "absent.idx: no such file" in lines[3]
 
 
@@ -97,7 +99,7 @@ def test_a_manifest_of_other_files_is_not_believed(make_dataset):
 
 def test_negative_ids_are_found(make_dataset):
     dataset = make_dataset([[1] * 50, [-7]], dtype=np.int32)
-    with pytest.raises(UserError, match="token id -7 is outside"):
+    with pytest.raises(UserError, match="token id -7 is negative"):
         check_datasets(make_config(train=str(dataset.prefix)))
 
 

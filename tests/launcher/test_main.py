@@ -132,7 +132,7 @@ MISTAKES = {
     ),
     "ids above the vocabulary": (
         ["train.py", "tiny.yml", "--set", "model.vocab_size=63"],
-        "train: token id 63 is outside model.vocab_size 63",
+        "train: token id 63 is outside the vocabulary of 63: raise model.vocab_size",
     ),
     "a run folder that is a file": (
         ["train.py", "tiny.yml", "--set", "output.run_dir=tiny.yml"],

@@ -56,9 +56,12 @@ def test_the_tokenizer_says_the_vocabulary_s_size(theirs, capsys, tmp_path):
     assert load([Path("ours.yml")]).model.vocab_size == 384
 
 
-def test_without_an_output_it_prints(theirs, capsys):
-    assert main([theirs]) == 0
-    assert "num_layers: 2" in capsys.readouterr().out
+def test_without_an_output_it_prints_and_says_what_is_lacking_just_the_same(theirs, capsys):
+    assert main([theirs, "--vocab-size", "100"]) == 0
+    assert main([theirs]) == 1
+    printed = capsys.readouterr()
+    assert "num_layers: 2" in printed.out
+    assert "before it can run:\nthe result has 1 problem" in printed.err
 
 
 def test_an_existing_file_is_not_overwritten(theirs, capsys):

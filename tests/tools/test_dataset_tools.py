@@ -1,6 +1,7 @@
 """merge, split and verify on the command line: what they print, and their messages."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,13 @@ import pytest
 from megatron_gptx.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter
 from megatron_gptx.data.mmididx import bin_path
 from megatron_gptx.tokenizer.train import train_byte_level_bpe
-from tools import merge_datasets, preprocess_data, split_dataset, verify_dataset
+from tools import (
+    inspect_dataset,
+    merge_datasets,
+    preprocess_data,
+    split_dataset,
+    verify_dataset,
+)
 
 
 @pytest.fixture
@@ -96,3 +103,34 @@ def test_mistakes_give_one_message_and_status_2(run, tool, arguments, message):
     assert message in printed
     assert len(printed.splitlines()) == 1
     assert IndexedDataset("data").num_documents == 10
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "step"),
+    [
+        (merge_datasets, ["data", "--output-prefix", "x"], "merge"),
+        (split_dataset, ["data", "--shares", "1"], "write_pieces"),
+        (inspect_dataset, ["data"], "token_counts"),
+        (verify_dataset, ["data"], "all_problems"),
+    ],
+)
+def test_an_interruption_is_one_line_and_status_130(run, monkeypatch, tool, arguments, step):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tool, step, interrupt)
+    status, _, printed = run(tool, *arguments)
+    assert status == 130
+    assert printed.startswith("interrupted")
+    assert len(printed.splitlines()) == 1
+
+
+def test_a_system_s_error_is_said_without_its_number(run):
+    for tool, arguments in (
+        (merge_datasets, ["data", "--output-prefix", "t.json/x"]),
+        (split_dataset, ["data", "--shares", "1", "--output-prefix", "t.json/x"]),
+        (preprocess_data, ["in.jsonl", "--tokenizer", "t.json", "--output-prefix", "t.json/x"]),
+    ):
+        status, _, printed = run(tool, *arguments)
+        assert status == 2
+        assert re.fullmatch(r"t\.json/x\S*: Not a directory\n", printed)

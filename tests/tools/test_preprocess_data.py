@@ -88,6 +88,17 @@ def test_each_of_several_keys_becomes_a_dataset_of_its_own(folder):
         assert not (folder / "out" / "data.idx").exists()
 
 
+def test_a_key_that_fails_names_those_that_are_not_begun(folder):
+    done = preprocess(folder, "in.jsonl", "--json-keys", "code", "none", "text", "other")
+    assert done.returncode == 2
+    assert "for the key 'none'" in done.stderr
+    assert done.stderr.splitlines()[-2:] == [
+        "not begun: out/data_text, of the key 'text'",
+        "not begun: out/data_other, of the key 'other'",
+    ]
+    assert IndexedDataset(folder / "out" / "data_code").num_documents == 2
+
+
 def test_the_options_of_other_tools_are_understood(folder):
     (folder / "b.jsonl").write_text(json.dumps({"content": "schÃ¶n"}))
     done = subprocess.run(
@@ -144,17 +155,25 @@ def test_special_tokens_in_text_become_text_an_id_or_an_error(folder):
         ([], "no input files"),
         (["absent.jsonl"], "absent.jsonl: cannot be read: No such file or directory"),
         (["in.jsonl", "--on-error", "stop"], "in.jsonl:2: 'text' is a number"),
-        (["in.jsonl", "--json-key", "none"], "no document in 1 part(s) of the input: 0 empty, 2"),
+        (
+            ["in.jsonl", "--json-key", "none"],
+            "1 part(s) of the input for the key 'none': 0 empty, 2",
+        ),
+        (
+            ["in.jsonl", "--json-keys", "text", "a/b"],
+            "--json-key a/b: would be part of a file's name",
+        ),
+        (["--input", "in.jsonl,"], "an input has no name"),
         (["in.jsonl", "--tokenizer", "no.json"], "no.json: no such tokenizer file"),
         (["in.jsonl", "--tokenizer", "in.jsonl"], "in.jsonl: not a tokenizer.json"),
-        (["in.jsonl", "--output-prefix", "in.jsonl/x"], "Not a directory"),
+        (["in.jsonl", "--output-prefix", "in.jsonl/x"], "\nin.jsonl/x.d: Not a directory\n"),
         (["in.jsonl", "--workers", "0"], "must be 1 or more, got 0"),
     ],
 )
 def test_mistakes_give_one_message_and_status_2(folder, arguments, message):
     done = preprocess(folder, *arguments)
     assert done.returncode == 2
-    assert message in done.stderr
+    assert message in f"\n{done.stderr}"
     assert "Traceback" not in done.stderr
     assert not list((folder / "out").glob("*")) if (folder / "out").exists() else True
 
