@@ -92,8 +92,8 @@ def state_memory(config: Config, first: int, stop: int) -> StateMemory:
 def _stage_1(number: int, part: int, precision: Precision) -> StateMemory:
     width = compute_bytes(precision)
     if precision == "bf16":
-        # BF16_Optimizer adds every bf16 gradient to an fp32 one, and partitions neither.
-        gradients, step = (width + FLOAT) * number, 0
+        # BF16_Optimizer adds every bf16 gradient to an fp32 one, at once, and partitions neither.
+        gradients, step = FLOAT * number, 0
     else:
         gradients, step = width * number, _flattened_gradients(part, precision)
     return StateMemory(width * number, gradients, 3 * FLOAT * part, step, host=0)

@@ -18,7 +18,9 @@ arguments, run_dir = sys.argv[2:], pathlib.Path(sys.argv[1])
 count = len(list(run_dir.glob("start-*")))
 (run_dir / f"start-{count}").touch()
 marker, _, status = arguments[count].rpartition(":")
-if marker:
+if marker == "terminate":
+    os.kill(os.getppid(), 15)
+elif marker:
     (run_dir / "logs" / f".{marker}").write_text("stopped by a test")
 os._exit(int(status))
 """
@@ -85,6 +87,12 @@ def test_ranks_that_crash_or_hang_are_started_again(launch, status):
 def test_ranks_that_end_for_good_are_not_started_again(launch, end):
     ended, starts, shown = launch(end, "finished:0", restarts=3)
     assert (ended, starts) == (int(end.rpartition(":")[2]), 1)
+    assert "restart" not in shown
+
+
+def test_a_crash_after_a_signal_to_the_launcher_is_the_end(launch):
+    ended, starts, shown = launch("terminate:1", "finished:0", restarts=3)
+    assert (ended, starts) == (FAILED, 1)
     assert "restart" not in shown
 
 
