@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -95,10 +96,13 @@ class Watchdog:
     def _watch(self) -> None:
         tick = min(LONGEST_TICK, self.timeout_seconds / TICKS)
         begun, still, number = self._begun, 0.0, 0
+        looked_at = time.monotonic()
         seen: dict[int, Beat] = {}
         while not self._ended.wait(tick):
             number += 1
-            still = still + tick if begun == self._begun else 0.0
+            passed, looked_at = time.monotonic() - looked_at, time.monotonic()
+            # More than that passes only while the whole process is stopped.
+            still = still + min(passed, tick + 1) if begun == self._begun else 0.0
             begun = self._begun
             limit = self.limit()
             # Fires only if this thread gets no more turns: an extension may keep the interpreter.

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-# Elements at once: what the weights need twice over in 64 bits would not fit beside them.
-CHUNK = 1 << 22
+# Elements at once: their 64 bits each stay in a processor's cache, and are little on a GPU.
+CHUNK = 1 << 18
 
 
 class ReplicaError(Exception):
@@ -58,8 +58,9 @@ def checksum(parameter: Tensor) -> Tensor:
     bits = parameter.detach().contiguous().view(-1)
     bits = bits.view({2: torch.int16, 4: torch.int32}[bits.element_size()])
     total = torch.zeros((), dtype=torch.int64, device=bits.device)
+    odd = 2 * torch.arange(min(CHUNK, bits.numel()), device=bits.device) + 1
     for start in range(0, bits.numel(), CHUNK):
         part = bits[start : start + CHUNK].long()
-        places = torch.arange(start, start + part.numel(), device=bits.device)
-        total += (part * (2 * places + 1)).sum()
+        # The weight of an element is 2 * (start + its place) + 1.
+        total += (part * odd[: part.numel()]).sum() + 2 * start * part.sum()
     return total
