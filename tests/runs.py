@@ -94,7 +94,7 @@ def train(config: Config) -> list[dict[str, float]]:
 def start(config: Config, *, screen: Path | None = None) -> list[int | None]:
     """Train all ranks of a configuration and return their exit statuses."""
     ranks = config.parallel.pipeline_stages * (config.parallel.data_replicas or 1)
-    return start_ranks(_train, ranks, encode(config), screen=screen)
+    return start_ranks(train_rank, ranks, encode(config), screen=screen)
 
 
 def start_ranks(
@@ -136,6 +136,13 @@ def losses(rows: list[dict[str, float]]) -> list[float]:
     return [row["loss"] for row in rows]
 
 
+def train_rank(packed: str) -> None:
+    """Train one rank, in the process that is to be it."""
+    from megatron_gptx.training.start import run_rank
+
+    run_rank(packed)
+
+
 def _server() -> Any:
     # The server inherits the environment of the moment it starts.
     os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
@@ -143,12 +150,6 @@ def _server() -> Any:
     # Optimizers import torch._dynamo when the first one is built, which takes seconds too.
     context.set_forkserver_preload(["megatron_gptx.training.pretrain", "torch._dynamo"])
     return context
-
-
-def _train(packed: str) -> None:
-    from megatron_gptx.training.start import run_rank
-
-    run_rank(packed)
 
 
 def _rank(

@@ -77,8 +77,11 @@ class Watchdog:
             phase: a word for people, such as `save`.
             step: optimizer steps taken so far.
         """
+        leaves_start = self._phase == "start" and self._thread.is_alive()
         self._phase, self._step = phase, step
         self._begun += 1
+        if leaves_start:  # else the next turn of the thread would bring the shorter limit
+            self._arm(self.timeout_seconds)
 
     def limit(self) -> int:
         """Return how many seconds the present phase may last."""
@@ -105,8 +108,7 @@ class Watchdog:
             still = still + min(passed, tick + 1) if begun == self._begun else 0.0
             begun = self._begun
             limit = self.limit()
-            # Fires only if this thread gets no more turns: an extension may keep the interpreter.
-            faulthandler.dump_traceback_later(limit - still + SLACK_SECONDS, exit=True)
+            self._arm(limit - still)
             self._write(number)
             if still < limit / 2:
                 seen = {}
@@ -114,6 +116,11 @@ class Watchdog:
                 seen = self._read()
             elif still >= limit:
                 self._end(seen, still)
+
+    def _arm(self, seconds: float) -> None:
+        """End this rank later, unless the thread, or this call again, comes before."""
+        # An extension may keep the interpreter, and then no thread of Python's gets a turn.
+        faulthandler.dump_traceback_later(seconds + SLACK_SECONDS, exit=True)
 
     def _write(self, number: int) -> None:
         frame = sys._current_frames().get(self._main or 0)

@@ -108,6 +108,8 @@ MISTAKES = {
     "offload without ZeRO 2": ("optimizer:", "parallel:\n  offload: optimizer\noptimizer:", "line 13: parallel.offload: offload 'optimizer' needs zero_stage 2 or more, got 1"),
     "offload of weights with ZeRO 2": ("optimizer:", "parallel:\n  zero_stage: 2\n  offload: all\noptimizer:", "line 14: parallel.offload: offload 'all' needs zero_stage 3 or more, got 2"),
     "a DeepSpeed key of ours": ("optimizer:", "deepspeed:\n  fp16:\n    enabled: false\noptimizer:", "line 14: deepspeed.fp16.enabled: decided by precision; set that instead"),
+    "another DeepSpeed key of ours": ("optimizer:", "deepspeed:\n  bf16:\n    check_grad_overflow: false\noptimizer:", "line 14: deepspeed.bf16.check_grad_overflow: decided by guard; set that instead"),
+    "replicas to compare where none are alike": ("optimizer:", "  check_replicas: 5\nparallel:\n  zero_stage: 3\noptimizer:", "line 12: training.check_replicas: with parallel.zero_stage 3 no two ranks hold the same weights; leave it out"),
     "warm-up longer than the run": ("optimizer:", "schedule:\n  warmup_steps: 10\noptimizer:", "line 13: schedule.warmup_steps: warmup_steps 10 leaves none of the 10 training.steps"),
     "two shares": ("optimizer:", "data:\n  split: 99,1\noptimizer:", "line 13: data.split: split must be three shares such as '969,30,1', the first above 0, got '99,1'"),
     "shares that are no numbers": ("optimizer:", "data:\n  split: nan,1,1\noptimizer:", "line 13: data.split: split must be three shares such as '969,30,1', the first above 0, got 'nan,1,1'"),

@@ -27,7 +27,7 @@ def watched(run_dir: Path, work: str, timeout_seconds: int) -> None:
 
 def hold_the_interpreter(process) -> None:
     process.watch.begin("step", 3)
-    if process.rank == 1:
+    if process.rank == process.world_size - 1:
         ctypes.PyDLL(None).sleep(1000)
     import torch.distributed as dist
 
@@ -70,6 +70,13 @@ def test_a_rank_that_lets_no_thread_run_is_ended_and_named_by_its_peers(tmp_path
     said = (tmp_path / "screen").read_text()
     assert "rank 1 is silent (last in phase st" in said
     assert "rank 0 is waiting in barrier (phase step, step 3, " in said
+
+
+def test_a_rank_alone_that_lets_no_thread_run_is_ended_with_its_stack(tmp_path):
+    assert run(tmp_path, "hold_the_interpreter", timeout_seconds=2, ranks=1) == [1]
+    log = (tmp_path / "logs" / "rank-0.log").read_text()
+    assert "Timeout (" in log
+    assert "in hold_the_interpreter" in log
 
 
 def test_phases_that_follow_each_other_may_last_longer_together_than_one(tmp_path):

@@ -9,7 +9,15 @@ from safetensors.torch import load_file
 
 from megatron_gptx.config.schema import Config
 from megatron_gptx.launcher.command import encode
-from tests.runs import losses, start, start_ranks, tiny_config, train, write_corpus
+from tests.runs import (
+    losses,
+    start,
+    start_ranks,
+    tiny_config,
+    train,
+    train_rank,
+    write_corpus,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +35,7 @@ def fault(monkeypatch):
 
 def train_behind(packed: str, skipped: int) -> None:
     """Train one rank from its checkpoint on, but behind some more samples."""
-    from megatron_gptx.training import pretrain, start
+    from megatron_gptx.training import pretrain
 
     load = pretrain.resume
 
@@ -36,7 +44,7 @@ def train_behind(packed: str, skipped: int) -> None:
         return {**saved, "samples": saved["samples"] + skipped}
 
     pretrain.resume = resume
-    start.run_rank(packed)
+    train_rank(packed)
 
 
 def rows_behind(config: Config, *, skipped: int, ranks: int) -> list[dict[str, float]]:

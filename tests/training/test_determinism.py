@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_gptx.launcher.command import encode
-from tests.runs import losses, start_ranks, tiny_config, train, write_corpus
+from tests.runs import losses, start_ranks, tiny_config, train, train_rank, write_corpus
 
 LAYOUTS = {
     "two stages": {"parallel__pipeline_stages": 2},
@@ -41,7 +41,6 @@ def test_two_runs_have_the_same_bits(corpus, tmp_path, layout):
 
 def train_with_an_op_that_has_no_order(packed: str) -> None:
     from megatron_gptx.model.feedforward import FeedForward
-    from megatron_gptx.training.start import run_rank
 
     forward = FeedForward.forward
 
@@ -50,7 +49,7 @@ def train_with_an_op_that_has_no_order(packed: str) -> None:
         return forward(self, torch.zeros_like(x).put_(places, x))
 
     FeedForward.forward = scattered
-    run_rank(packed)
+    train_rank(packed)
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
