@@ -17,12 +17,15 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_gptx.config.errors import UserError, describe
-from megatron_gptx.data.encode import Options, Vocabulary
-from megatron_gptx.data.preprocess import Outcome, preprocess
 from megatron_gptx.data.sources import DEFAULT_GLOBS, InputFile, find_files
 from megatron_gptx.data.spool import STDIN, spooled
+from megatron_gptx.data.workers import import_ahead
+
+if TYPE_CHECKING:
+    from megatron_gptx.data.preprocess import Outcome
 
 _SHOWN = 10
 # Options of GPT-NeoX and Megatron-LM that decide nothing here.
@@ -46,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     waiting: list[str] = []
     try:
         prefixes = _prefixes(args)
+        if args.workers > 1:
+            import_ahead("megatron_gptx.data.encode")
         with ExitStack() as stack:
             files = _inputs(args, stack)
             waiting += prefixes
@@ -94,6 +99,10 @@ def _inputs(args: argparse.Namespace, stack: ExitStack) -> list[InputFile]:
 
 
 def _make_dataset(args: argparse.Namespace, files: list[InputFile], key: str, prefix: Path) -> None:
+    # Not before the workers' imports have begun: they take a quarter of a second, beside these.
+    from megatron_gptx.data.encode import Options, Vocabulary
+    from megatron_gptx.data.preprocess import preprocess
+
     options = Options(
         json_key=key,
         append_eod=args.append_eod,
@@ -119,7 +128,9 @@ def _make_dataset(args: argparse.Namespace, files: list[InputFile], key: str, pr
         _print_summary(prefix, files, outcome, time.perf_counter() - started_at)
 
 
-def _print_summary(prefix: Path, files: list[InputFile], outcome: Outcome, seconds: float) -> None:
+def _print_summary(
+    prefix: Path, files: list[InputFile], outcome: "Outcome", seconds: float
+) -> None:
     summary = outcome.summary
     num_rejected = sum(summary.rejected.values())
     for example in summary.rejected_examples[:_SHOWN]:
@@ -188,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
         "rejected document (default: text)",
     )  # fmt: skip
     keys.add_argument(
-        "--longest-document", type=_positive, default=Options.longest_document, metavar="BYTES",
+        "--longest-document", type=_positive, default=1 << 30, metavar="BYTES",
         help="reject what is longer: a document must fit into memory several times "
         "(default: 1 GiB)",
     )  # fmt: skip

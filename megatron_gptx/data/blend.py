@@ -103,6 +103,7 @@ class BlendedDataset:
         self.datasets = list(datasets)
         self.weights = [weight / sum(weights) for weight in weights]
         self.proportions = Proportions(weights)
+        self.seq_length = datasets[0].seq_length
         self.samples_per_epoch = sum(dataset.samples_per_epoch for dataset in datasets)
 
     def read_samples(self, positions: npt.ArrayLike) -> Samples:

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import chain, takewhile
 from threading import Condition, Thread
 from types import TracebackType
 from typing import NamedTuple
@@ -32,6 +33,12 @@ class MicroBatch(NamedTuple):
     row_start: Tensor | None = None
 
 
+Step = list[MicroBatch]
+# Steps with fewer tokens are read several at once: what a read costs whatever its size, and handing
+# over from one thread to another, would take longer than the reading itself.
+_TOKENS_TOGETHER = 1 << 16
+
+
 class StepLoader:
     """This replica's share of every step, in a global order that knows no replicas.
 
@@ -47,7 +54,8 @@ class StepLoader:
         replica: this replica's number.
         replicas: how many there are.
         vocab_size: ids at or above it are an error, found before they reach the embedding.
-        prefetch: steps read ahead; 0 reads in line, without a thread.
+        prefetch: steps read ahead, or of small ones groups of steps; 0 reads in line, without a
+            thread.
     """
 
     def __init__(
@@ -67,14 +75,14 @@ class StepLoader:
         self.vocab_size, self.prefetch = vocab_size, prefetch
         self._running: list[_ReadAhead] = []
 
-    def steps(self, first_sample: int) -> Iterator[list[MicroBatch]]:
+    def steps(self, first_sample: int) -> Iterator[Step]:
         """Return an endless iterator over steps from a global sample on, the first one included.
 
         Each step is a list of `accumulation_steps` micro-batches. The iterator may simply be
         dropped, or ended with its `close`.
         """
-        source = self._read_steps(first_sample)
-        return self._ahead(source) if self.prefetch else source
+        groups = self._read_groups(first_sample)
+        return self._ahead(groups) if self.prefetch else chain.from_iterable(groups)
 
     def close(self) -> None:
         """End all reading ahead and wait for the threads."""
@@ -92,25 +100,37 @@ class StepLoader:
     ) -> None:
         self.close()
 
-    def _read_steps(self, first_sample: int) -> Iterator[list[MicroBatch]]:
+    def _read_groups(self, first_sample: int) -> Iterator[list[Step]]:
         size, replicas = self.batch.micro_size, self.replicas
         firsts = (np.arange(self.batch.accumulation_steps) * replicas + self.replica) * size
         offsets = (firsts[:, None] + np.arange(size)).ravel()
+        together = max(1, _TOKENS_TOGETHER // (offsets.size * self.dataset.seq_length))
+        ahead = np.arange(together)[:, None] * self.batch.global_size
         while True:
-            yield self._read_step(first_sample + offsets)
-            first_sample += self.batch.global_size
+            steps = first_sample + ahead + offsets
+            try:
+                group = self._read(steps)
+            except UserError:  # raised where its own step is needed, and not before
+                yield from (self._read(steps[i : i + 1]) for i in range(together))
+            else:
+                yield group
+            first_sample += together * self.batch.global_size
 
-    def _read_step(self, positions: npt.NDArray[np.int64]) -> list[MicroBatch]:
+    def _read(self, steps: npt.NDArray[np.int64]) -> list[Step]:
+        """Return the steps with the samples at (steps, samples) positions."""
         # All at once, which costs a fraction of one micro-batch after the other.
+        positions = steps.ravel()
         samples = self.dataset.read_samples(positions)
         self._check_ids(positions, samples)
+        count = self.batch.accumulation_steps
         columns = (
-            [None] * self.batch.accumulation_steps
+            [None] * (count * len(steps))
             if part is None
             else torch.from_numpy(part).split(self.batch.micro_size)
             for part in samples
         )
-        return [MicroBatch(*parts) for parts in zip(*columns, strict=True)]
+        read = list(map(MicroBatch, *columns))
+        return [read[i : i + count] for i in range(0, len(read), count)]
 
     def _check_ids(self, positions: npt.NDArray[np.int64], samples: Samples) -> None:
         low = int(samples.tokens.min())
@@ -125,35 +145,35 @@ class StepLoader:
             "of this model's tokenizer"
         )
 
-    def _ahead(self, source: Iterator[list[MicroBatch]]) -> Iterator[list[MicroBatch]]:
-        reader = _ReadAhead(source, self.prefetch)
+    def _ahead(self, groups: Iterator[list[Step]]) -> Iterator[Step]:
+        reader = _ReadAhead(groups, self.prefetch)
         self._running.append(reader)
         try:
-            while (step := reader.take()) is not None:
-                yield step
+            while (group := reader.take()) is not None:
+                yield from takewhile(lambda _: not reader.closed, group)
         finally:
             reader.close()
             self._running.remove(reader)
 
 
 class _ReadAhead:
-    """A thread that keeps up to `depth` steps ready."""
+    """A thread that keeps up to `depth` groups of steps ready."""
 
-    def __init__(self, source: Iterator[list[MicroBatch]], depth: int) -> None:
+    def __init__(self, source: Iterator[list[Step]], depth: int) -> None:
         self._source, self._depth = source, depth
-        self._ready: deque[list[MicroBatch]] = deque()
+        self._ready: deque[list[Step]] = deque()
         self._changed = Condition()
-        self._closed = False
+        self.closed = False
         self._error: BaseException | None = None
         # A daemon: a rank that dies of another error must not wait for a thread it forgot.
         self._thread = Thread(target=self._fill, name="read-ahead", daemon=True)
         self._thread.start()
 
-    def take(self) -> list[MicroBatch] | None:
-        """Return the next step, None when closed; raise what the thread raised."""
+    def take(self) -> list[Step] | None:
+        """Return the next group, None when closed; raise what the thread raised."""
         with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._error or self._closed)
-            if self._closed:
+            self._changed.wait_for(lambda: self._ready or self._error or self.closed)
+            if self.closed:
                 return None
             if self._ready:
                 self._changed.notify_all()
@@ -163,7 +183,7 @@ class _ReadAhead:
 
     def close(self) -> None:
         with self._changed:
-            self._closed = True
+            self.closed = True
             self._ready.clear()
             self._changed.notify_all()
         self._thread.join()
@@ -171,9 +191,9 @@ class _ReadAhead:
     def _fill(self) -> None:
         try:
             while self._has_room():
-                step = next(self._source)
+                group = next(self._source)
                 with self._changed:
-                    self._ready.append(step)
+                    self._ready.append(group)
                     self._changed.notify_all()
         except BaseException as error:  # handed to the consumer, whatever it is
             with self._changed:
@@ -182,5 +202,5 @@ class _ReadAhead:
 
     def _has_room(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._ready) < self._depth)
-            return not self._closed
+            self._changed.wait_for(lambda: self.closed or len(self._ready) < self._depth)
+            return not self.closed

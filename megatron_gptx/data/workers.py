@@ -6,8 +6,8 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import suppress
-from multiprocessing import resource_tracker
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar, cast
@@ -18,6 +18,9 @@ Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 
 
+# Not forked from here: a fork copies locks that other threads of this process may hold. Forked from
+# a process that does nothing but import, each worker finds its modules ready.
+_CONTEXT = multiprocessing.get_context("forkserver")
 _AHEAD = 2  # units given to a worker at once, so that it need not wait for the next one
 
 
@@ -30,7 +33,7 @@ class WorkerPool(Generic[Unit, Result]):
 
     Args:
         start: called once in each worker with `state`; returns the function from unit to result.
-            Both must be importable by name, as the processes start afresh.
+            Both must be importable by name, as the processes are no copies of this one.
         state: what `start` needs; pickled.
         workers: processes to start.
     """
@@ -45,7 +48,10 @@ class WorkerPool(Generic[Unit, Result]):
 
     def __enter__(self) -> "WorkerPool[Unit, Result]":
         try:
-            for _ in range(self._num_workers if self._num_workers > 1 else 0):
+            if self._num_workers == 1:
+                return self
+            import_ahead(self._start.__module__)
+            for _ in range(self._num_workers):
                 pipe, process = self._spawn()
                 self._workers[pipe] = process
         except BaseException:
@@ -79,20 +85,12 @@ class WorkerPool(Generic[Unit, Result]):
         self._workers.clear()
 
     def _spawn(self) -> tuple[Connection, BaseProcess]:
-        # Afresh, not forked: a fork copies locks that other threads of this process may hold.
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(
+        ours, theirs = _CONTEXT.Pipe()
+        process = _CONTEXT.Process(
             target=_serve, args=(theirs, self._start, self._state), daemon=True
         )
-        # Ctrl-C goes to all processes of a terminal, but only this one shall answer it; a worker
-        # inherits what is blocked here. The tracker unblocks when it starts, so it goes first.
-        resource_tracker.ensure_running()
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _deaf_to_interrupts():
             process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()  # else the pipe would stay open when the worker dies
         return ours, process
 
@@ -121,6 +119,27 @@ class WorkerPool(Generic[Unit, Result]):
                 index, _ = given[pipe].popleft()
                 give(pipe)
                 yield index, outcome
+
+
+def import_ahead(module: str) -> None:
+    """Begin to import what the workers need, in a process of its own, while this one goes on."""
+    _CONTEXT.set_forkserver_preload([module])
+    with _deaf_to_interrupts():
+        forkserver.ensure_running()
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Let no Ctrl-C reach the processes that begin here: it goes to all processes of a terminal.
+
+    Only this one shall answer it.
+    """
+    resource_tracker.ensure_running()  # it would let interrupts through again as it begins
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _serve(pipe: Connection, start: Callable[[Any], Callable[[Any], Any]], state: object) -> None:

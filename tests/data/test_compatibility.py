@@ -1,4 +1,10 @@
-"""Datasets of Megatron-LM and GPT-NeoX are read as they are, and ours by them."""
+"""Datasets of Megatron-LM and GPT-NeoX are read as they are, and ours by them.
+
+Megatron-LM's part is Megatron-LM's own reader, writer and merger, from its package. GPT-NeoX is in
+no package index and would have to be copied, so what its reader and writer do is written down here
+anew, after reading its megatron/data/indexed_dataset.py: these tests show that the bytes agree with
+that description, not that its program runs.
+"""
 
 import importlib.util
 import json
@@ -105,7 +111,7 @@ def test_we_read_datasets_that_megatron_writes_and_merges(megatron, dtype):
 
 
 class NeoX(NamedTuple):
-    """What GPT-NeoX's MMapIndexedDataset makes of two files, step by step as it reads them."""
+    """What GPT-NeoX's MMapIndexedDataset makes of two files."""
 
     dtype: np.dtype
     sizes: np.ndarray
@@ -117,6 +123,7 @@ NEOX_DTYPES = {1: "u1", 2: "i1", 3: "i2", 4: "i4", 5: "i8", 8: "u2"}
 
 
 def read_as_neox(prefix) -> NeoX:
+    """Read two files step by step as GPT-NeoX's reader does; this is not its code."""
     index = prefix.with_suffix(".idx").read_bytes()
     assert index[:9] == b"MMIDIDX\x00\x00"
     assert struct.unpack("<Q", index[9:17]) == (1,)

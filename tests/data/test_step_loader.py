@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import megatron_gptx.data.loader as loader_module
 from megatron_gptx.config.batch import Batch
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.data.gpt_dataset import GPTDataset, Shaping
@@ -110,18 +111,35 @@ def test_micro_batches_carry_where_documents_begin(make_dataset):
     assert micro_batch.row_start.dtype == torch.int32
 
 
-def test_reading_ahead_stays_within_its_depth(samples, monkeypatch):
+@pytest.mark.parametrize("together", [1, 2])
+def test_reading_ahead_stays_within_its_depth(samples, monkeypatch, together):
     reads = []
     read = samples.read_samples
-    monkeypatch.setattr(samples, "read_samples", lambda at: (reads.append(int(at[0])), read(at))[1])
+    monkeypatch.setattr(
+        samples, "read_samples", lambda at: (reads.append(at.tolist()), read(at))[1]
+    )
+    monkeypatch.setattr(loader_module, "_TOKENS_TOGETHER", together * GLOBAL * 8 + 1)
     loader = make_loader(samples, micro=12, prefetch=3)
     steps = loader.steps(0)
     next(steps)
     reader = loader._running[0]
     with reader._changed:
         assert reader._changed.wait_for(lambda: len(reader._ready) == 3, timeout=10)
-    assert reads == [0, 12, 24, 36]
+    size = together * GLOBAL
+    assert reads == [list(range(group * size, (group + 1) * size)) for group in range(4)]
     loader.close()
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_steps_before_a_bad_one_are_given_though_they_are_read_together(samples, prefetch):
+    ids = samples.read_samples(np.arange(20 * GLOBAL)).labels.reshape(20, -1)
+    (bad,) = np.flatnonzero(ids.max(axis=1) == 499)[:1]
+    assert bad > 0, "the test needs another seed"
+    steps = make_loader(samples, vocab_size=499, prefetch=prefetch).steps(0)
+    given = list(itertools.islice(steps, int(bad)))
+    assert len(given) == bad
+    with pytest.raises(UserError, match="token id 499 is outside"):
+        next(steps)
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
