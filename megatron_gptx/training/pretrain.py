@@ -12,6 +12,7 @@ from megatron_gptx.config.schema import Config
 from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.data.blend import BlendedDataset, table
 from megatron_gptx.data.build import Datasets, build_datasets
+from megatron_gptx.data.files import write_aside
 from megatron_gptx.data.loader import MicroBatch, StepLoader
 from megatron_gptx.distributed.faults import fault_point
 from megatron_gptx.distributed.process import Process
@@ -69,7 +70,7 @@ class Pretraining:
         if self.state.step:
             self.say(f"resumed at step {self.state.step}")
         if self.leader:
-            (Path(self.config.output.run_dir) / "config.yml").write_text(dump(self.config))
+            write_aside(Path(self.config.output.run_dir) / "config.yml", dump(self.config))
         data = build_datasets(
             self.config.data,
             seq_length=self.config.model.seq_length,
