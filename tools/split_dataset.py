@@ -56,6 +56,8 @@ def _named_shares(shares: str, names: str) -> tuple[str, list[str]]:
         raise UserError(f"--shares must be numbers such as 969,30,1, got {shares!r}")
     if len(values) > len(given) or len(set(given)) < len(given) or not all(given):
         raise UserError(f"--shares has {len(values)} parts, but --names names {names!r}")
+    if any("/" in name for name in given):
+        raise UserError(f"--names become part of files' names, which have no slash, got {names!r}")
     return shares, given[: len(values)]
 
 

@@ -8,6 +8,7 @@ tools/verify_dataset.py data/train data/valid --tokenizer data/tokenizer.json
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -39,11 +40,13 @@ def _verify(args: argparse.Namespace) -> int:
         try:
             dataset = IndexedDataset(prefix)
             manifest = matching_manifest(dataset)
-            vocab_size = args.vocab_size or (tokenizer.vocab_size if tokenizer else None)
+            vocab_size = args.vocab_size
+            if vocab_size is None and tokenizer is not None:
+                vocab_size = tokenizer.vocab_size
             if vocab_size is None and manifest is not None:
                 vocab_size = manifest["tokenizer"].get("vocab_size")
             expected = Expected(vocab_size, tokenizer.fingerprint if tokenizer else None)
-            problems = list(all_problems(dataset, expected, threads=args.threads))
+            problems = list(all_problems(dataset, expected, threads=os.cpu_count() or 1))
             known = read_manifest(manifest_path(prefix)) or {}
         except (UserError, OSError) as error:
             problems = [describe(error)]
@@ -54,7 +57,7 @@ def _verify(args: argparse.Namespace) -> int:
             continue
         checked = [
             "sizes and pointers",
-            f"ids below {vocab_size:,}" if vocab_size else "ids not negative",
+            f"ids below {vocab_size:,}" if vocab_size is not None else "ids not negative",
             *(["document ends"] if known.get("end_of_document") is not None else []),
             *(["checksums"] if known.get("checksums") else []),
             *(["tokenizer"] if tokenizer and manifest else []),
@@ -75,7 +78,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--vocab-size", type=int, help="ids that are allowed (default: the tokenizer's)"
     )
-    parser.add_argument("--threads", type=int, default=4, help="that read files (default: 4)")
     return parser
 
 

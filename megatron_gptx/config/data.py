@@ -75,7 +75,10 @@ class DataConfig(Section):
         "vocab_size, and for the ids of `fill_in_the_middle`.",
     )
     prefetch: int = Field(
-        2, ge=0, description="Steps a background thread reads ahead; 0 reads in line."
+        2,
+        ge=0,
+        description="Steps a background thread reads ahead, or groups of 65,536 tokens where a "
+        "step has fewer; 0 reads in line.",
     )
 
     @field_validator("train", "valid", mode="before")

@@ -93,7 +93,7 @@ def folder_of(prefix: Path) -> Iterator[Path]:
     Raises:
         UserError: the prefix has no name, or another run holds it.
     """
-    if not prefix.name:
+    if prefix.name in ("", ".."):
         raise UserError(f"the output prefix '{prefix}' names no file: give it a name, data/train")
     folder = manifest_path(prefix).parent
     while True:

@@ -35,7 +35,9 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 def write_manifest(path: Path, content: dict[str, Any]) -> None:
     """Write a manifest, aside first."""
-    write_aside(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # The name of a file need not be UTF-8; what is not becomes what JSON writes for it, \udc80.
+    write_aside(path, text.encode("utf-8", "backslashreplace").decode())
 
 
 def matching_manifest(dataset: IndexedDataset) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -137,21 +137,22 @@ class _Run:
         # A name that was never used: a worker that outlives its run must not meet this one's files.
         folder = self._parts / f"run-{os.getpid()}-{time.time_ns()}"
         folder.mkdir()
-        # The processes get ready while the engines are compared; if gigatoken then cannot be taken,
-        # they are started once more.
+        # The processes get ready, and begin, while the engines are compared; if gigatoken then
+        # cannot be taken, they are started once more.
         fast_job = wanted != "reference" and may_have_gigatoken(tokenizer)
         processes = max(1, min(workers, len(tasks)))
         job = Job(self._vocabulary, self._options, self._dtype.str, folder, fast_job)
         try:
             with WorkerPool[Task, Part](Encoder, job, processes) as pool:
+                parts = pool.run(tasks)
                 engine, fast = choose_engine(tokenizer, self._first_texts(tokenizer), wanted=wanted)
                 if fast == job.gigatoken:
-                    self._join(pool, tasks, writer)
+                    self._join(parts, tasks, writer)
             if fast != job.gigatoken:
                 with WorkerPool[Task, Part](
                     Encoder, job._replace(gigatoken=fast), processes
                 ) as pool:
-                    self._join(pool, tasks, writer)
+                    self._join(pool.run(tasks), tasks, writer)
             outcome = Outcome(
                 self._state.summary, engine.name, reason or engine.reason, resumed, len(self._tasks)
             )
@@ -194,7 +195,10 @@ class _Run:
         return open_in_parts()
 
     def _join(
-        self, pool: WorkerPool[Task, Part], tasks: list[Task], writer: IndexedDatasetWriter
+        self,
+        parts: Generator[tuple[int, Part], None, None],
+        tasks: list[Task],
+        writer: IndexedDatasetWriter,
     ) -> None:
         """Append the parts in the order of their units, each as soon as those before it are."""
         early: dict[int, Part] = {}
@@ -203,7 +207,7 @@ class _Run:
         # Closed at once, so that no worker writes into a folder that is being removed.
         with (
             Progress(sum(sizes), sum(sizes[: self._state.parts])) as progress,
-            closing(pool.run(tasks)) as parts,
+            closing(parts),
         ):
             for index, part in parts:
                 if part.mismatch is not None:

@@ -24,7 +24,7 @@ class Progress:
         self._here += num_bytes
         self._tokens += num_tokens
         now = time.perf_counter()
-        if sys.stderr.isatty() and now - self._shown_at > 0.1:
+        if sys.stderr and sys.stderr.isatty() and now - self._shown_at > 0.1:
             self._shown_at = now
             self._write(self.line(now - self._started_at))
 

@@ -291,7 +291,7 @@ def _parse(line: bytes, key: str) -> tuple[str, bool]:
 
 
 def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", bytes: "bytes"}
     return "null" if value is None else names.get(type(value), "a number")
 
 

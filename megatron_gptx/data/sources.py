@@ -63,7 +63,7 @@ def find_files(
         paths += _expand(given, globs)
     for name in lists:
         try:
-            lines = Path(name).read_text(encoding="utf-8").splitlines()
+            lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{name}: cannot be read as a list of files: {why(error)}") from error
         paths += [line for line in lines if line.strip()]

@@ -22,8 +22,10 @@ def spooled(folder: Path, stream: BinaryIO | None = None) -> Iterator[InputFile]
     Its version is the content's SHA-256: the same lines again are the same input.
 
     Raises:
-        UserError: another run is reading into this folder, or the stream ends at once.
+        UserError: another run is reading into this folder, or standard input is closed.
     """
+    if stream is None and sys.stdin is None:
+        raise UserError("standard input is closed: pipe the lines in, or name files")
     source = stream or sys.stdin.buffer
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "stdin.jsonl"

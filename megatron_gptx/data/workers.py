@@ -63,18 +63,29 @@ class WorkerPool(Generic[Unit, Result]):
         self._end()
 
     def run(self, units: Iterable[Unit]) -> Generator[tuple[int, Result], None, None]:
-        """Yield (index of the unit, its result) as they are done, in no particular order.
+        """Return an iterator over (index of the unit, its result), in no particular order.
 
-        Raises:
+        Processes begin with the first units at once, before the iterator is asked for anything.
+
+        Raises, where results are taken:
             UserError: a worker raised one or an OSError, or died.
             RuntimeError: a worker raised anything else.
         """
-        if self._workers:
-            yield from self._distribute(units)
-            return
-        work = self._start(self._state)
-        for index, unit in enumerate(units):
-            yield index, work(unit)
+        waiting = iter(enumerate(units))
+        if not self._workers:
+            return self._work_here(waiting)
+        given: dict[Connection, deque[tuple[int, Unit]]] = {pipe: deque() for pipe in self._workers}
+
+        def give(pipe: Connection) -> None:
+            if (item := next(waiting, None)) is not None:
+                given[pipe].append(item)
+                with suppress(BrokenPipeError, ConnectionResetError):  # its death is found below
+                    pipe.send(item[1])
+
+        for _ in range(_AHEAD):
+            for pipe in given:
+                give(pipe)
+        return self._collect(given, give)
 
     def _end(self) -> None:
         for pipe, process in self._workers.items():
@@ -94,19 +105,18 @@ class WorkerPool(Generic[Unit, Result]):
         theirs.close()  # else the pipe would stay open when the worker dies
         return ours, process
 
-    def _distribute(self, units: Iterable[Unit]) -> Iterator[tuple[int, Result]]:
-        waiting = iter(enumerate(units))
-        given: dict[Connection, deque[tuple[int, Unit]]] = {pipe: deque() for pipe in self._workers}
+    def _work_here(
+        self, units: Iterable[tuple[int, Unit]]
+    ) -> Generator[tuple[int, Result], None, None]:
+        work = self._start(self._state)
+        for index, unit in units:
+            yield index, work(unit)
 
-        def give(pipe: Connection) -> None:
-            if (item := next(waiting, None)) is not None:
-                given[pipe].append(item)
-                with suppress(BrokenPipeError, ConnectionResetError):  # its death is found below
-                    pipe.send(item[1])
-
-        for _ in range(_AHEAD):
-            for pipe in given:
-                give(pipe)
+    def _collect(
+        self,
+        given: dict[Connection, deque[tuple[int, Unit]]],
+        give: Callable[[Connection], None],
+    ) -> Generator[tuple[int, Result], None, None]:
         while busy := [pipe for pipe, items in given.items() if items]:
             for pipe in cast(list[Connection], wait(busy)):
                 try:

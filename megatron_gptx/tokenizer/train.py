@@ -57,7 +57,7 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int, min_frequency: int
         min_frequency: how often a pair must occur to be merged.
 
     Raises:
-        UserError: vocab_size has no room for the special tokens.
+        UserError: vocab_size has no room for the special tokens and the characters of the texts.
 
     Source: Schuster and Nakajima 2012, "Japanese and Korean Voice Search"; Devlin et al. 2018,
     arXiv:1810.04805.
@@ -74,6 +74,8 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int, min_frequency: int
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    # The library takes every character, whatever it was asked.
+    _check_size(vocab_size, tokenizer.get_vocab_size(), "the characters and special tokens")
     return tokenizer.to_str(pretty=True) + "\n"
 
 
@@ -108,8 +110,6 @@ def train_unigram(texts: Iterable[str], *, vocab_size: int) -> str:
     return tokenizer.to_str(pretty=True) + "\n"
 
 
-def _check_size(vocab_size: int, smallest: int) -> None:
+def _check_size(vocab_size: int, smallest: int, needed: str = "bytes and special tokens") -> None:
     if vocab_size < smallest:
-        raise UserError(
-            f"vocab_size {vocab_size} is too small: bytes and special tokens take {smallest} ids"
-        )
+        raise UserError(f"vocab_size {vocab_size} is too small: {needed} take {smallest} ids")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from megatron_gptx.data.indexed_dataset import IndexedDataset
+from megatron_gptx.data.manifest import manifest_path, read_manifest
 from megatron_gptx.tokenizer.train import train_byte_level_bpe
 from tools import preprocess_data
 
@@ -274,6 +275,30 @@ def test_a_path_with_strange_characters_is_a_path(preprocess, folder, name):
     status, printed = preprocess(folder / name / "in.jsonl", prefix=prefix)
     assert status == 0, printed
     assert documents(prefix) == ["one"]
+
+
+def test_a_path_that_is_no_unicode_is_a_path(folder):
+    (folder / "latin\udce9.jsonl").write_text('{"text": "one"}\n{"text": 2}\n')
+    done = subprocess.run(
+        command("latin\udce9.jsonl"), check=False, env=environment(), capture_output=True
+    )
+    assert (done.returncode, done.stderr.split(b":")[0]) == (0, b"rejected latin\\udce9.jsonl")
+    assert documents() == ["one"]
+    (example,) = read_manifest(manifest_path("out/x"))["rejected_examples"]
+    assert example.startswith("latin\udce9.jsonl:2: ")
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "2"])
+def test_a_closed_stream_is_no_obstacle_but_where_it_is_read(folder, closed):
+    shell = ["sh", "-c", f'"$@" {closed}>&-', "sh"]
+    run = {"check": False, "env": environment(), "capture_output": True, "text": True}
+    assert subprocess.run([*shell, *command("a.jsonl", "--workers", 2)], **run).returncode == 0
+    if closed == "0":
+        done = subprocess.run([*shell, *command("-", "--overwrite")], **run)
+        assert (done.returncode, done.stderr) == (
+            2,
+            "standard input is closed: pipe the lines in, or name files\n",
+        )
 
 
 def test_an_interruption_while_reading_standard_input_leaves_nothing(folder):

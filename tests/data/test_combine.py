@@ -148,7 +148,7 @@ def test_a_folder_that_another_run_removes_as_it_ends_is_made_again(tmp_path, mo
     assert (tmp_path / "x.d" / "file").exists()
 
 
-@pytest.mark.parametrize("prefix", ["", ".", "/"])
+@pytest.mark.parametrize("prefix", ["", ".", "/", ".."])
 def test_a_prefix_without_a_name_is_refused(prefix, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="names no file"), folder_of(Path(prefix)):

@@ -69,7 +69,7 @@ def parquet(tmp_path):
     from pyarrow import parquet
 
     path = tmp_path / "x.parquet"
-    table = pyarrow.table({"text": [*TEXTS, None], "n": [1] * 201})
+    table = pyarrow.table({"text": [*TEXTS, None], "n": [*[1] * 200, None], "b": [b"x"] * 201})
     parquet.write_table(table, path, row_group_size=64)
     return path
 
@@ -86,9 +86,11 @@ def test_the_rows_of_a_parquet_file_are_documents(parquet):
 def test_a_column_that_is_missing_or_holds_numbers_is_said(parquet):
     texts, accounts = read(parquet, reading=Reading("n"))
     assert texts == []
-    assert sum(account.reasons["'n' is a number, not a string"] for account in accounts) == 201
+    assert sum(account.reasons["'n' is a number, not a string"] for account in accounts) == 200
+    _, accounts = read(parquet, reading=Reading("b"))
+    assert sum(account.reasons["'b' is bytes, not a string"] for account in accounts) == 201
     _, accounts = read(parquet, reading=Reading("code"))
-    assert set(rejected(accounts)) == {(None, "no column 'code', only text, n")}
+    assert set(rejected(accounts)) == {(None, "no column 'code', only text, n, b")}
 
 
 @pytest.fixture

@@ -192,7 +192,7 @@ def test_list_files_name_more_inputs(tmp_path):
     for name in ("a.py", "b c.py"):
         (tmp_path / name).write_text("x")
     list_file = tmp_path / "list"
-    list_file.write_text(f"{tmp_path}/b c.py\n\n{tmp_path}/a.py\n")
+    list_file.write_bytes(f"\ufeff{tmp_path}/b c.py\r\n\r\n{tmp_path}/a.py\r\n".encode())
     assert names(find_files([], lists=[str(list_file)]), tmp_path) == ["b c.py", "a.py"]
 
 

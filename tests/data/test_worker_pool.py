@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import time
 
 import pytest
 
@@ -30,6 +31,13 @@ class Work:
         return unit + self.state
 
 
+class Touch(Work):
+    """Makes a file in a folder."""
+
+    def __call__(self, unit):
+        (self.state / unit).touch()
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_unit_gives_its_result(workers):
     with WorkerPool(Work, 100, workers) as pool:
@@ -52,6 +60,15 @@ def test_a_worker_that_fails_ends_the_run_at_once(unit, error, message):
     with pytest.raises(error, match=message), WorkerPool(Work, 0, 2) as pool:
         list(pool.run([1, unit, 2, 3]))
     assert not multiprocessing.active_children()
+
+
+def test_workers_begin_before_the_first_result_is_taken(tmp_path):
+    with WorkerPool(Touch, tmp_path, 2) as pool:
+        results = pool.run(["a", "b"])
+        deadline = time.monotonic() + 30
+        while {path.name for path in tmp_path.iterdir()} != {"a", "b"}:
+            assert time.monotonic() < deadline, "waited for 30 seconds"
+        assert dict(results) == {0: None, 1: None}
 
 
 def test_no_worker_survives_a_run_that_is_given_up():

@@ -39,7 +39,9 @@ def test_unigram_brings_every_text_back(load):
         assert not {0, 1} & set(ids)
 
 
-@pytest.mark.parametrize(("train", "size"), [(train_wordpiece, 2), (train_unigram, 257)])
+@pytest.mark.parametrize(
+    ("train", "size"), [(train_wordpiece, 2), (train_wordpiece, 9), (train_unigram, 257)]
+)
 def test_a_vocabulary_that_is_too_small_is_refused(train, size):
     with pytest.raises(UserError, match=f"vocab_size {size} is too small"):
         train(TEXTS, vocab_size=size)

@@ -94,6 +94,8 @@ def test_a_damaged_dataset_is_found_and_the_others_are_looked_at_all_the_same(ru
         (split_dataset, ["data", "--shares=-1,2"], "must be numbers such as"),
         (split_dataset, ["data", "--shares", "1,1,1,1"], "4 parts, but --names names 'train,"),
         (split_dataset, ["data", "--shares", "1,1", "--names", "a,a"], "--names names 'a,a'"),
+        (split_dataset, ["data", "--shares", "1,1", "--names", "a/b,c"], "no slash, got 'a/b,c'"),
+        (verify_dataset, ["data", "--vocab-size", "0"], "is outside the vocabulary of 0"),
         (verify_dataset, ["data", "--tokenizer", "no.json"], "no.json: no such tokenizer"),
     ],
 )
