@@ -135,7 +135,8 @@ def _load(engine: Any, checkpoint: Checkpoint, config: Config) -> None:
                 for name, parameter in parameters.items():
                     if saved[index].shape(name) != parameter.shape:
                         raise ValueError(
-                            f"{name!r} of layer {index} has shape {saved[index].shape(name)}, not "
+                            f"{name!r} of layer {index} has shape "
+                            f"{tuple(saved[index].shape(name))}, not "
                             f"{tuple(parameter.shape)}"
                         )
                     if not scattered or dist.get_rank() == 0:
@@ -202,11 +203,17 @@ _FREE = ("dropout", "attention.dropout", "init_std")
 
 def changed_options(checkpoint: Checkpoint, config: Config) -> list[str]:
     """Return the options that a run is resumed with another value of, one line each."""
-    saved, wanted = _flat(checkpoint.manifest["config"]), _flat(config.model_dump())
+    changes = changed_values(checkpoint.manifest["config"], config.model_dump())
+    return [change for change in changes if not change.startswith("launch.")]
+
+
+def changed_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two nested mappings, as one line `PATH OLD -> NEW` each."""
+    old, new = _flat(before), _flat(after)
     return [
-        f"{key} {saved.get(key)} -> {wanted.get(key)}"
-        for key in sorted(wanted.keys() | saved.keys())
-        if saved.get(key) != wanted.get(key) and not key.startswith("launch.")
+        f"{key} {old.get(key)} -> {new.get(key)}"
+        for key in sorted(new.keys() | old.keys())
+        if old.get(key) != new.get(key)
     ]
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import re
 import struct
@@ -103,13 +102,13 @@ class SavedLayer:
         """Return the names of the weights."""
         return sorted(self.weights.keys())
 
-    def shape(self, name: str) -> tuple[int, ...]:
+    def shape(self, name: str) -> torch.Size:
         """Return the shape of a weight.
 
         Raises:
             SafetensorError: there is none of this name.
         """
-        return tuple(self.weights.get_slice(name).get_shape())
+        return torch.Size(self.weights.get_slice(name).get_shape())
 
     def weight(self, name: str, *, exact: bool) -> Tensor:
         """Return a flattened weight; `exact` asks for the fp32 master where one was saved.
@@ -118,7 +117,7 @@ class SavedLayer:
             KeyError, SafetensorError: there is none of this name.
         """
         if exact and (name, MASTER) in self.ranges:
-            return self.moment(name, MASTER, 0, math.prod(self.shape(name)))
+            return self.moment(name, MASTER, 0, self.shape(name).numel())
         return self.weights.get_tensor(name).view(-1)
 
     def moment(self, name: str, kind: str, start: int, stop: int) -> Tensor:
