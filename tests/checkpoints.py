@@ -1,10 +1,12 @@
 """Changing checkpoints, with and without the knowledge of their manifests."""
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
-from megatron_gptx.checkpoint.layout import seal
+from megatron_gptx.checkpoint.layout import Checkpoint, all_names, newest, read, seal
+from megatron_gptx.config.schema import Config
 from megatron_gptx.data.files import file_sha256
 
 
@@ -15,9 +17,28 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def link_newest(config: Config, run_dir: Path) -> Checkpoint:
+    """Return a run's newest checkpoint in another run, by links: only whole files are replaced."""
+    found = newest(config.output.run_dir)
+    assert found is not None
+    folder = run_dir / "checkpoints" / found.path.name
+    for name in [*all_names(found), "manifest.json", "manifest.sha256"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).hardlink_to(found.path / name)
+    (run_dir / "checkpoints" / "latest").write_text(found.path.name)
+    return read(folder)
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def write_manifest(folder: Path, manifest: Any) -> None:
-    """Write a manifest and the seal that vouches for it."""
+    """Write a manifest and the seal that vouches for it, as new files."""
     content = json.dumps(manifest).encode()
+    for name in ("manifest.json", "manifest.sha256"):
+        (folder / name).unlink(missing_ok=True)
     (folder / "manifest.json").write_bytes(content)
     (folder / "manifest.sha256").write_bytes(seal(content))
 

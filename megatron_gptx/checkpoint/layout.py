@@ -7,10 +7,14 @@ RUN_DIR/checkpoints/step-00000010/manifest.json
                                  /optimizer/layer-000.rank-0000.safetensors ...
 """
 
+import errno
 import fcntl
 import hashlib
 import json
+import math
+import os
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -26,12 +30,20 @@ NONE = "none"  # what `latest` holds before the first checkpoint: a missing file
 WEIGHTS = "weights"
 OPTIMIZER = "optimizer"
 PARTIAL = ".partial"
+COUNTERS = {"step", "samples", "tokens"}
+# A run of thousands of ranks has a manifest of tens of megabytes.
+LARGEST_MANIFEST = 2**26
+DEEPEST_MANIFEST = 32
 
-_NAME = re.compile(r"step-(\d{8,})")
+_NAME = re.compile(r"step-([0-9]{8,18})")
+_FILE = re.compile(rf"(?:{WEIGHTS}|{OPTIMIZER})/[A-Za-z0-9_-][A-Za-z0-9_.-]{{0,199}}")
 
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be used, and why."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class Checkpoint(NamedTuple):
@@ -77,6 +89,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
+def printable(text: str) -> str:
+    """Return a text in which nothing but its line ends acts on a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def lock(folder: Path) -> BinaryIO:
     """Hold a run's checkpoint folder against other runs while this process lives.
 
@@ -85,7 +102,9 @@ def lock(folder: Path) -> BinaryIO:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / ".lock").open("wb")
+        # A link would lead elsewhere, a pipe would wait for a reader.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        handle = os.fdopen(os.open(folder / ".lock", flags, 0o644), "r+b", buffering=0)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise CheckpointError(
@@ -105,7 +124,7 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
     folder = checkpoint_folder(run_dir)
     present = checkpoints(folder)
     pointer = folder / LATEST
-    if not pointer.exists():
+    if not pointer.exists() and not pointer.is_symlink():
         if present:
             raise CheckpointError(
                 f"{folder} holds {present[-1].name} but no file {LATEST!r}; write that name into "
@@ -113,9 +132,9 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
             )
         return None
     try:
-        name = pointer.read_text(encoding="utf-8").strip()
+        name = _content(pointer, limit=4096).decode().strip()
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{pointer} cannot be read: {error}") from None
+        raise CheckpointError(f"{pointer} cannot be read: {_reason(error)}") from None
     if name == NONE:
         return None
     if not _NAME.fullmatch(name) or not (folder / name).is_dir():
@@ -133,18 +152,21 @@ def read(path: Path) -> Checkpoint:
         CheckpointError: the manifest is missing, damaged or of another format.
     """
     try:
-        content = (path / MANIFEST).read_bytes()
+        content = _content(path / MANIFEST, limit=LARGEST_MANIFEST)
         manifest = json.loads(content)
+        if not _is_shallow(manifest, DEEPEST_MANIFEST):
+            raise ValueError("it is nested too deeply")
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path / MANIFEST} cannot be read: {error}") from None
+        raise CheckpointError(f"{path / MANIFEST} cannot be read: {_reason(error)}") from None
     if isinstance(manifest, dict) and manifest.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
-            f"{path / MANIFEST} has format {manifest['format']!r}, this version reads {FORMAT}"
+            f"{path / MANIFEST} has format {str(manifest['format'])[:40]}, this version reads "
+            f"{FORMAT}"
         )
     try:
-        sealed = (path / SEAL).read_bytes() == seal(content)
+        sealed = _content(path / SEAL, limit=4096) == seal(content)
     except OSError as error:
-        raise CheckpointError(f"{path / SEAL} cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"{path / SEAL} cannot be read: {_reason(error)}") from None
     if not sealed:
         raise CheckpointError(
             f"{path / MANIFEST} has changed since it was saved ({SEAL} does not match)"
@@ -154,7 +176,38 @@ def read(path: Path) -> Checkpoint:
             f"{path / MANIFEST} is damaged: it does not hold what a checkpoint's manifest holds; "
             f"write the name of another checkpoint into {path.parent / LATEST}"
         )
-    return Checkpoint(path, manifest)
+    found = Checkpoint(path, manifest)
+    if _NAME.fullmatch(path.name) and found.step != step_of(path):
+        raise CheckpointError(f"{path} holds the checkpoint of another step, {found.step}")
+    return found
+
+
+def _content(path: Path, *, limit: int) -> bytes:
+    """Return what a small file holds; links are not followed, pipes and devices not opened.
+
+    Raises:
+        OSError: it is no file, or larger than `limit` bytes.
+    """
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a file")
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit:,} bytes")
+    return content
+
+
+def _reason(error: BaseException) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    """Return whether no value lies more than so many levels deep: what follows recurses."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, list):
+        return True
+    return levels > 0 and all(_is_shallow(inner, levels - 1) for inner in value)
 
 
 def seal(manifest: bytes) -> bytes:
@@ -164,22 +217,28 @@ def seal(manifest: bytes) -> bytes:
 
 def _is_manifest(value: Any) -> bool:
     parts = ("state", "optimizer", "layout", "config", "files")
-    if not isinstance(value, dict) or any(part not in value for part in parts):
+    if not isinstance(value, dict) or any(not isinstance(value.get(p), dict) for p in parts):
         return False
-    state, optimizer, layout, config, files = (value[part] for part in parts)
+    state, optimizer, config, files = (value[p] for p in parts if p != "layout")
+    scale = optimizer.get("loss_scale") or {}
     return (
-        all(isinstance(part, dict) for part in (state, optimizer, layout, config, files))
-        and isinstance(optimizer.get("steps"), int)
+        state.keys() == COUNTERS
+        and all(_is_count(count) for count in (*state.values(), optimizer.get("steps")))
+        and isinstance(scale, dict)
+        and all(isinstance(s, int | float) and math.isfinite(s) for s in scale.values())
         and isinstance(config.get("model"), dict)
-        and "step" in state
-        and all(isinstance(count, int) and count >= 0 for count in state.values())
         and all(
-            isinstance(entry, dict)
-            and isinstance(entry.get("bytes"), int)
+            _FILE.fullmatch(name)
+            and isinstance(entry, dict)
+            and _is_count(entry.get("bytes"))
             and isinstance(entry.get("sha256"), str)
-            for entry in files.values()
+            for name, entry in files.items()
         )
     )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**63
 
 
 def all_names(checkpoint: Checkpoint) -> list[str]:
@@ -187,7 +246,7 @@ def all_names(checkpoint: Checkpoint) -> list[str]:
     present = {
         str(path.relative_to(checkpoint.path))
         for path in checkpoint.path.rglob("*")
-        if not path.is_dir()
+        if path.is_symlink() or not path.is_dir()
     }
     return sorted((present | checkpoint.manifest["files"].keys()) - {MANIFEST, SEAL})
 
@@ -195,33 +254,41 @@ def all_names(checkpoint: Checkpoint) -> list[str]:
 def damage(checkpoint: Checkpoint, names: Iterable[str]) -> str | None:
     """Return what is wrong with some of a checkpoint's files, or None where they are intact."""
     for name in names:
+        if problem := misfit(checkpoint, name):
+            return problem
+        path = checkpoint.path / name
         try:
-            if problem := _damage_of(checkpoint, name):
-                return problem
-        except (OSError, ValueError) as error:
-            return f"{name!r} cannot be read: {error}"
+            if file_sha256(path) != checkpoint.manifest["files"][name]["sha256"]:
+                return printable(f"{path} has changed since it was saved (its checksum differs)")
+        except OSError as error:
+            return printable(f"{path} cannot be read: {_reason(error)}")
     return None
 
 
-def _damage_of(checkpoint: Checkpoint, name: str) -> str | None:
+def misfit(checkpoint: Checkpoint, name: str) -> str | None:
+    """Return what is wrong with a file as far as can be told without reading it."""
     path, expected = checkpoint.path / name, checkpoint.manifest["files"].get(name)
-    if expected is None:
-        return f"{path} is not in the manifest"
-    if checkpoint.path.resolve() not in path.resolve().parents:
-        return f"{name} lies outside {checkpoint.path}"
-    if not path.is_file():
-        return f"{path} is missing"
-    if path.stat().st_size != expected["bytes"]:
-        return f"{path} has {path.stat().st_size} bytes, the manifest says {expected['bytes']}"
-    if file_sha256(path) != expected["sha256"]:
-        return f"{path} has changed since it was saved (its checksum differs)"
-    return None
+    try:
+        if expected is None:
+            problem = f"{path} is not in the manifest"
+        elif checkpoint.path.resolve() not in path.resolve().parents:
+            problem = f"{name} lies outside {checkpoint.path}"
+        elif not path.is_file():
+            problem = f"{path} is {'not a file' if path.exists() else 'missing'}"
+        elif (size := path.stat().st_size) != expected["bytes"]:
+            problem = f"{path} has {size} bytes, the manifest says {expected['bytes']}"
+        else:
+            return None
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
+        problem = f"{name!r} cannot be read: {_reason(error)}"
+    return printable(problem)
 
 
 def write_synced(path: Path, content: bytes) -> None:
     """Replace a file by new content that is on disk before it is visible."""
     aside = path.with_name(path.name + PARTIAL)
-    with aside.open("wb") as file:
+    aside.unlink(missing_ok=True)  # not what a link in its place leads to
+    with aside.open("xb") as file:
         file.write(content)
         sync(file)
     aside.replace(path)

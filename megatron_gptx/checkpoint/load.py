@@ -25,6 +25,7 @@ from megatron_gptx.checkpoint.layout import (
     checkpoints,
     damage,
     newest,
+    printable,
     read,
     weights_name,
 )
@@ -56,7 +57,7 @@ def resume(engine: Any, *, config: Config, say: Callable[[str], None]) -> dict[s
         return None
     check_model(found, config.model)
     for change in changed_options(found, config):
-        say(f"changed since {found.path.name}: {change}")
+        say(printable(f"changed since {found.path.name}: {change}"))
     fault_point("load", step=found.step)
     _load(engine, found, config)
     return dict(found.manifest["state"])
@@ -132,6 +133,12 @@ def _load(engine: Any, checkpoint: Checkpoint, config: Config) -> None:
                 list(parameters.values()), modifier_rank=0, enabled=scattered
             ):
                 for name, parameter in parameters.items():
+                    if saved[index].shape(name) != parameter.shape:
+                        raise ValueError(
+                            f"{name!r} of layer {index} has shape "
+                            f"{tuple(saved[index].shape(name))}, not "
+                            f"{tuple(parameter.shape)}"
+                        )
                     if not scattered or dist.get_rank() == 0:
                         # Masters first: only below fp32 are they more exact than the weights.
                         exact = config.precision == "fp32"
@@ -143,11 +150,10 @@ def _load(engine: Any, checkpoint: Checkpoint, config: Config) -> None:
                 part.set(MASTER, state.weight(part.name, exact=True)[part.start : part.stop])
             for moment in MOMENTS:
                 part.set(moment, state.moment(part.name, moment, part.start, part.stop))
+        set_steps(engine, checkpoint.manifest["optimizer"]["steps"])
+        set_loss_scale(engine, checkpoint.manifest["optimizer"].get("loss_scale"))
     except (KeyError, ValueError, RuntimeError, SafetensorError, OSError) as error:
         raise CheckpointError(f"{checkpoint.path} does not fit this model: {error}") from None
-    optimizer = checkpoint.manifest["optimizer"]
-    set_steps(engine, optimizer["steps"])
-    set_loss_scale(engine, optimizer.get("loss_scale"))
     engine.global_steps = checkpoint.step
 
 
@@ -168,7 +174,10 @@ def load_layers(checkpoint: Checkpoint, layers: Mapping[int, nn.Module]) -> None
 def read_layer(path: Path, layer: nn.Module) -> None:
     """Copy one weights file into its layer."""
     try:
-        layer.load_state_dict(load_file(path))
+        tensors = load_file(path)
+        if others := sorted({str(t.dtype) for t in tensors.values() if not t.is_floating_point()}):
+            raise RuntimeError(f"it holds {', '.join(others)}")
+        layer.load_state_dict(tensors)
     except (RuntimeError, SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} does not fit its layer: {error}") from None
 
@@ -194,11 +203,17 @@ _FREE = ("dropout", "attention.dropout", "init_std")
 
 def changed_options(checkpoint: Checkpoint, config: Config) -> list[str]:
     """Return the options that a run is resumed with another value of, one line each."""
-    saved, wanted = _flat(checkpoint.manifest["config"]), _flat(config.model_dump())
+    changes = changed_values(checkpoint.manifest["config"], config.model_dump())
+    return [change for change in changes if not change.startswith("launch.")]
+
+
+def changed_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two nested mappings, as one line `PATH OLD -> NEW` each."""
+    old, new = _flat(before), _flat(after)
     return [
-        f"{key} {saved.get(key)} -> {wanted.get(key)}"
-        for key in sorted(wanted.keys() | saved.keys())
-        if saved.get(key) != wanted.get(key) and not key.startswith("launch.")
+        f"{key} {old.get(key)} -> {new.get(key)}"
+        for key in sorted(new.keys() | old.keys())
+        if old.get(key) != new.get(key)
     ]
 
 

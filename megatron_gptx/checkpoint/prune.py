@@ -47,6 +47,8 @@ def delete_oldest(folder: Path) -> Path | None:
 
 def delete(path: Path) -> bool:
     """Delete a checkpoint; return whether it is gone."""
+    if path.is_symlink():
+        return False  # what it leads to belongs to somebody else
     # Under its own name a half-deleted checkpoint would look like a whole one.
     hidden = path.with_name(f"{path.name}.deleted{PARTIAL}")
     try:

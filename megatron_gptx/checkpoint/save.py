@@ -42,6 +42,7 @@ from megatron_gptx.checkpoint.layout import (
 )
 from megatron_gptx.checkpoint.prune import delete, delete_oldest, prune
 from megatron_gptx.checkpoint.tensors import Part, write_parts
+from megatron_gptx.checkpoint.upload import Upload
 from megatron_gptx.config.schema import Config
 from megatron_gptx.costs.stages import boundaries
 from megatron_gptx.data.files import sync_folder
@@ -72,7 +73,7 @@ class Saver:
             say: takes a line for each checkpoint that was saved, or could not be.
 
         Raises:
-            CheckpointError: another run holds the folder.
+            CheckpointError: another run holds the folder, or `checkpoint.upload` cannot be used.
         """
         self.engine, self.config, self.replica, self.say = engine, config, replica, say
         self.folder = checkpoint_folder(config.output.run_dir)
@@ -81,7 +82,10 @@ class Saver:
         self.pending: _Job | None = None
         # Its thread writes with the time that training leaves.
         self.writer = ThreadPoolExecutor(1, initializer=os.nice, initargs=(19,))
+        self.upload: Upload | None = None
         if self.leader:
+            if config.checkpoint.upload is not None:
+                self.upload = Upload(config.checkpoint.upload, say=say)
             self.lock = lock(self.folder)
             for torn in self.folder.glob(f"step-*{PARTIAL}"):
                 shutil.rmtree(torn, ignore_errors=True)
@@ -119,9 +123,14 @@ class Saver:
             written = Future()
             written.set_result(_write(aside, parts, state["step"]))
             self._complete(_Job(aside, final, self._manifest(state), parts, written), last=last)
+        if self.upload and last:
+            # Half of what the watchdog gives a save: what is elsewhere ends no run.
+            self.upload.finish(timeout_seconds=self.config.launch.timeout_seconds / 2)
 
     def poll(self) -> None:
         """Complete the save that is under way if every rank has written its part."""
+        if self.upload:
+            self.upload.poll()
         if self.pending is not None:
             done = torch.tensor(int(self.pending.written.done()), device=self.engine.device)
             dist.all_reduce(done, op=dist.ReduceOp.MIN)
@@ -147,6 +156,8 @@ class Saver:
             self._fail(error, last=last)
         else:
             self.say(f"step {job.manifest['state']['step']}: saved {job.final}")
+            if self.upload:
+                self.upload.add(job.final)
 
     def _commit(self, job: "_Job", mine: "_Files | _Problem") -> None:
         """Make the folder visible if all ranks have written; all of them raise together if not."""

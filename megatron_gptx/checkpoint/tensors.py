@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,17 +78,37 @@ class SavedLayer:
 
         Raises:
             SafetensorError, OSError: a file is missing or no such file.
+            ValueError: a tensor of the optimizer's files is no range, or overlaps another one, or
+                a weight holds no floating-point numbers.
         """
         self.weights = safe_open(checkpoint / weights_name(layer), "pt")
+        for name in self.names():
+            if (dtype := self.weights.get_slice(name).get_dtype()) not in _DTYPES.values():
+                raise ValueError(f"{name!r} is of type {dtype}")
         # Ranges of flattened parameters: (start, stop, file, tensor) by parameter and kind.
         self.ranges: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
         for path in sorted((checkpoint / OPTIMIZER).glob(f"layer-{layer:03d}.*")):
             file = safe_open(path, "pt")
             for key in file.keys():  # noqa: SIM118  not a mapping
-                name, kind, start = key.rsplit("/", 2)
-                size = file.get_slice(key).get_shape()[0]
-                place = (int(start), int(start) + size, file, key)
-                self.ranges.setdefault((name, kind), []).append(place)
+                name, kind, start, size = _range(key, file.get_slice(key))
+                self.ranges.setdefault((name, kind), []).append((start, start + size, file, key))
+        for (name, kind), ranges in self.ranges.items():
+            ranges.sort(key=lambda place: place[:2])
+            for (_, stop, *_), (start, *_) in pairwise(ranges):
+                if start < stop:
+                    raise ValueError(f"element {start} of {kind} of {name!r} is there twice")
+
+    def names(self) -> list[str]:
+        """Return the names of the weights."""
+        return sorted(self.weights.keys())
+
+    def shape(self, name: str) -> torch.Size:
+        """Return the shape of a weight.
+
+        Raises:
+            SafetensorError: there is none of this name.
+        """
+        return torch.Size(self.weights.get_slice(name).get_shape())
 
     def weight(self, name: str, *, exact: bool) -> Tensor:
         """Return a flattened weight; `exact` asks for the fp32 master where one was saved.
@@ -95,8 +117,7 @@ class SavedLayer:
             KeyError, SafetensorError: there is none of this name.
         """
         if exact and (name, MASTER) in self.ranges:
-            stop = max(stop for _, stop, _, _ in self.ranges[name, MASTER])
-            return self.moment(name, MASTER, 0, stop)
+            return self.moment(name, MASTER, 0, self.shape(name).numel())
         return self.weights.get_tensor(name).view(-1)
 
     def moment(self, name: str, kind: str, start: int, stop: int) -> Tensor:
@@ -105,17 +126,28 @@ class SavedLayer:
         Raises:
             KeyError: the files do not hold all of it.
         """
-        result = torch.empty(stop - start)
-        missing = stop - start
-        for first, last, file, key in self.ranges.get((name, kind), []):
-            low, high = max(first, start), min(last, stop)
-            if low < high:
-                piece = file.get_slice(key)[low - first : high - first]
-                result[low - start : high - start] = piece
-                missing -= high - low
-        if missing:
+        pieces = [
+            (max(first, start), min(last, stop), first, file, key)
+            for first, last, file, key in self.ranges.get((name, kind), [])
+            if max(first, start) < min(last, stop)
+        ]
+        # They do not overlap. Before any memory is asked for: the names are not to be trusted.
+        if missing := stop - start - sum(high - low for low, high, *_ in pieces):
             raise KeyError(f"{kind} of {name!r} lacks {missing} of {stop - start} elements")
+        result = torch.empty(stop - start)
+        for low, high, first, file, key in pieces:
+            piece = file.get_slice(key)[low - first : high - first]
+            result[low - start : high - start] = piece
         return result
+
+
+def _range(key: str, content: Any) -> tuple[str, str, int, int]:
+    """Return parameter, kind, start and size of a tensor `NAME/KIND/START` of optimizer state."""
+    parts = re.fullmatch(r"(.+)/([^/]+)/([0-9]{1,18})", key)
+    shape, dtype = content.get_shape(), content.get_dtype()
+    if parts is None or dtype != "F32" or len(shape) != 1:
+        raise ValueError(f"{key!r}, {dtype} of shape {shape}, is no range of optimizer state")
+    return parts[1], parts[2], int(parts[3]), shape[0]
 
 
 def _blocks(tensors: Mapping[str, Tensor]) -> list[memoryview]:

@@ -1,5 +1,6 @@
 """What one step does, how many there are, and how the learning rate moves."""
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -127,6 +128,20 @@ class CheckpointConfig(Section):
         "and stops where that is damaged; `intact` passes over damaged ones; `fresh` refuses to "
         "start where there is one.",
     )
+    upload: str | None = Field(
+        None,
+        min_length=1,
+        description="URL of fsspec (`s3://BUCKET/FOLDER`) that each checkpoint is copied to in the "
+        "background; credentials come from the environment. Nothing is deleted there.",
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield a URL that may hold a secret: configurations are saved and shown."""
+        if self.upload and re.search(r"://[^/@]*:.*@|[?]", self.upload):
+            yield Problem(
+                "upload",
+                "a URL must hold no password and no query: hand secrets over in the environment",
+            )
 
 
 class EvaluationConfig(Section):
