@@ -50,8 +50,13 @@ class FusedLinear(torch.autograd.Function):
                 grad.contiguous(), x.contiguous(), grad_weight, grad_bias, ctx.variant
             )
             return grad_x, grad_weight, grad_bias, None, None
-        grad_weight = grad.t() @ x if needs_weight else None
-        return grad_x, grad_weight, grad.sum(0) if needs_bias else None, None, None
+        return (
+            grad_x,
+            grad.t() @ x if needs_weight else None,
+            grad.sum(0) if needs_bias else None,
+            None,
+            None,
+        )
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
