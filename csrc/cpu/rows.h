@@ -54,6 +54,21 @@ struct ChoiceScratch {
   std::vector<int64_t> keys;
 };
 
+// Gradients of a projection from m inputs to f outputs, which are added to.
+struct WeightGradient {
+  // So many rows at a time, whose sums stay accurate; so many inputs, whose packed rows lie in a core's
+  // second-level cache; and so many outputs, whole groups of every variant's kRows.
+  static constexpr int64_t kTerms = 256, kInputs = 256, kOutputs = 84;
+  static constexpr int64_t kScratch = kTerms * kInputs;
+  const float* grad;  // (num_rows, num_outputs)
+  const float* x;     // (num_rows, num_inputs)
+  int64_t num_rows;
+  int64_t num_outputs;
+  int64_t num_inputs;
+  float* weight;      // (num_outputs, num_inputs)
+  float* bias;        // (num_outputs), or null
+};
+
 struct ExpSum {
   float largest, sum;
 };
@@ -80,6 +95,8 @@ struct RowKernels {
   void (*add_products)(const float* a, int64_t out_step, int64_t row_step, int64_t num_out,
                        const float* rows, int64_t stride, int64_t num_rows, int64_t d, float scale,
                        float* out, int64_t out_stride);
+  // Those of the outputs from begin to end.
+  void (*add_weight_gradient)(const WeightGradient& sought, int64_t begin, int64_t end, float* scratch);
   // The row's largest element, and the sum over exp(row - largest); the sum is NaN where the row
   // holds NaN or +inf, or only -inf.
   ExpSum (*sum_of_exp)(const float* row, int64_t n);

@@ -13,6 +13,7 @@
 #include "exp_body.h"
 #include "gelu_body.h"
 #include "products_body.h"
+#include "weight_gradient_body.h"
 
 namespace gptx {
 namespace {
@@ -74,9 +75,9 @@ void add_multiples(float* rows, int64_t stride, const int32_t* kept, const float
 
 template <class V>
 constexpr RowKernels kernels_of() {
-  return {pack<V>,          choose<V>,      weighted_sum<V>,  dot_products<V>,
-          add_multiples<V>, add_products<V>, sum_of_exp<V>,   scaled_exp<V>,
-          add_gelu<V>,      gelu_gradient<V>};
+  return {pack<V>,          choose<V>,       weighted_sum<V>,        dot_products<V>,
+          add_multiples<V>, add_products<V>, add_weight_gradient<V>, sum_of_exp<V>,
+          scaled_exp<V>,    add_gelu<V>,     gelu_gradient<V>};
 }
 
 }  // namespace

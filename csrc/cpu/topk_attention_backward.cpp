@@ -31,6 +31,11 @@ void pack(const Heads& x, int64_t head, int64_t num_rows, int64_t d, std::vector
     std::memcpy(to.data() + i * d, x.head(head) + i * x.stride(), d * sizeof(float));
 }
 
+void unpack(const std::vector<float>& from, int64_t head, int64_t num_rows, int64_t d, const Heads& x) {
+  for (int64_t i = 0; i < num_rows; ++i)
+    std::memcpy(x.head(head) + i * x.stride(), from.data() + i * d, d * sizeof(float));
+}
+
 // Copies the gradient of one query's scores; those of keys that it does not see are constants.
 void copy_seen(const float* from, int64_t first, int64_t stop, int64_t t, float* to) {
   first = std::min(first, stop);
@@ -53,12 +58,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backwa
 
   const auto floats = q.options().dtype(at::kFloat);
   const bool dense = grad_scores.has_value();
-  const at::Tensor grad_q = at::zeros({b, h, s, d}, floats), grad_k = at::zeros({b, h, t, d}, floats);
-  const at::Tensor grad_v = at::zeros({b, h, t, d}, floats);
-  at::Tensor grad_prev = at::empty({0}, floats);
-  if (needs_grad_prev) {
-    grad_prev = dense ? at::empty({b, h, s, t}, floats) : at::zeros({b, h, s, t}, floats);
-  }
+  // Heads side by side, as a projection wants them.
+  const at::Tensor grad_q = at::zeros({b, s, h, d}, floats).transpose(1, 2);
+  const at::Tensor grad_k = at::empty({b, t, h, d}, floats).transpose(1, 2);
+  const at::Tensor grad_v = at::empty({b, t, h, d}, floats).transpose(1, 2);
+  const at::Tensor grad_prev =
+      needs_grad_prev ? at::empty({b, h, s, t}, floats) : at::empty({0}, floats);
   const Heads grad_outs(grad_out), queries(q), keys(k), values(v);
   const Heads grad_qs(grad_q), grad_ks(grad_k), grad_vs(grad_v);
   const at::Tensor incoming = dense ? grad_scores->contiguous() : at::Tensor();
@@ -75,11 +80,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backwa
     const at::AutoDispatchBelowADInplaceOrView no_gradients_here;
     std::vector<float> grad_z(width), scaled(width), used(width);
     std::vector<float> own(dense && !prev_data ? block * t : 0);
-    std::vector<float> head_q(s * d), head_k(t * d), head_v(t * d);
+    std::vector<float> head_q(s * d), head_k(t * d), head_v(t * d), sums_k(t * d), sums_v(t * d);
     for (int64_t head = begin; head < end; ++head) {
       pack(queries, head, s, d, head_q);
       pack(keys, head, t, d, head_k);
       pack(values, head, t, d, head_v);
+      std::fill(sums_k.begin(), sums_k.end(), 0.0f);
+      std::fill(sums_v.begin(), sums_v.end(), 0.0f);
       const int32_t* start = starts.batch(head / h);
       for (int64_t first = 0; first < s; first += block) {
         const int64_t num_rows = std::min(block, s - first), offset = (head * s + first) * t;
@@ -98,11 +105,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backwa
           dropout.apply(head / h, head % h, position, row_kept, grad_z.data(), num_kept, grad_z.data());
           softmax_gradient(row_weights, num_kept, grad_z.data());
           dropout.apply(head / h, head % h, position, row_kept, row_weights, num_kept, used.data());
-          rows.add_multiples(grad_vs.head(head), grad_vs.stride(), row_kept, used.data(), row_grad,
-                             num_kept, d);
+          rows.add_multiples(sums_v.data(), d, row_kept, used.data(), row_grad, num_kept, d);
           if (dense) {
             copy_seen(incoming_data + offset + i * t, start ? start[query] : 0, position + 1, t,
                       pairs + i * t);
+          } else if (prev_data) {
+            std::fill(pairs + i * t, pairs + (i + 1) * t, 0.0f);
           }
           if (dense || prev_data)
             for (int64_t m = 0; m < num_kept; ++m) pairs[i * t + row_kept[m]] += grad_z[m];
@@ -110,8 +118,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backwa
             for (int64_t m = 0; m < num_kept; ++m) scaled[m] = scale * grad_z[m];
             rows.weighted_sum(head_k.data(), d, row_kept, scaled.data(), num_kept, d,
                               grad_qs.head(head) + query * grad_qs.stride());
-            rows.add_multiples(grad_ks.head(head), grad_ks.stride(), row_kept, scaled.data(),
-                               head_q.data() + query * d, num_kept, d);
+            rows.add_multiples(sums_k.data(), d, row_kept, scaled.data(), head_q.data() + query * d,
+                               num_kept, d);
           }
         }
         // Of a few queries at a time the keys that all but the first few see, and the reverse.
@@ -125,10 +133,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backwa
           const int64_t count = std::min(kGroup, before + num_rows - j), i = std::max<int64_t>(j - before, 0);
           rows.add_products(pairs + i * t + j, 1, t, count,
                             head_q.data() + (first + i) * d, d,
-                            num_rows - i, d, scale, grad_ks.head(head) + j * grad_ks.stride(),
-                            grad_ks.stride());
+                            num_rows - i, d, scale, sums_k.data() + j * d, d);
         }
       }
+      unpack(sums_k, head, t, d, grad_ks);
+      unpack(sums_v, head, t, d, grad_vs);
     }
   });
   return {grad_q.to(q.scalar_type()), grad_k.to(k.scalar_type()), grad_v.to(v.scalar_type()),

@@ -40,8 +40,11 @@ class Attention(nn.Module):
         """
         if self.slopes is not None:
             self.slopes = self.slopes.to(x.device)
-        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))  # (b, s, 3, h, d)
-        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind()  # (b, h, s, d) each
+        # Cut before it becomes heads: the three gradients are then joined in a single copy.
+        q, k, v = (
+            part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (b, h, s, d)
+            for part in self.qkv(x).chunk(3, dim=-1)
+        )
         mixed, scores = attention(
             q,
             k,

@@ -149,12 +149,11 @@ def _backward_shapes(
     variant: str = "best",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     prev_shape = (*q.shape[:3], k.shape[2]) if needs_grad_prev else (0,)
-    return (
-        q.new_empty(q.shape),
-        k.new_empty(k.shape),
-        v.new_empty(v.shape),
-        q.new_empty(prev_shape, dtype=torch.float32),
+    # Heads side by side, as in q, k and v where a projection made them.
+    grad_q, grad_k, grad_v = (
+        x.new_empty(x.transpose(1, 2).shape).transpose(1, 2) for x in (q, k, v)
     )
+    return grad_q, grad_k, grad_v, q.new_empty(prev_shape, dtype=torch.float32)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

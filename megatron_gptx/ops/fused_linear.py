@@ -42,8 +42,16 @@ class FusedLinear(torch.autograd.Function):
                 grad.float().contiguous(), before[0], ctx.variant
             ).to(x.dtype)
         needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        grad_x = product(grad, weight.t()) if needs_x else None
+        if needs_weight and x.dtype == torch.float32:
+            grad_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+            grad_bias = grad.new_zeros(len(weight)) if needs_bias else None
+            torch.ops.gptx.add_weight_gradient_(
+                grad.contiguous(), x.contiguous(), grad_weight, grad_bias, ctx.variant
+            )
+            return grad_x, grad_weight, grad_bias, None, None
         return (
-            product(grad, weight.t()) if needs_x else None,
+            grad_x,
             grad.t() @ x if needs_weight else None,
             grad.sum(0) if needs_bias else None,
             None,
@@ -62,6 +70,7 @@ def register() -> None:
     """Tell PyTorch; once, after the library that defines the ops has been loaded."""
     torch.library.register_fake("gptx::bias_gelu_", _bias_gelu_shapes)
     torch.library.register_fake("gptx::gelu_backward", _gelu_backward_shapes)
+    torch.library.register_fake("gptx::add_weight_gradient_", _add_weight_gradient_shapes)
 
 
 def _bias_gelu_shapes(x: Tensor, bias: Tensor | None, variant: str = "best") -> Tensor:
@@ -70,3 +79,9 @@ def _bias_gelu_shapes(x: Tensor, bias: Tensor | None, variant: str = "best") -> 
 
 def _gelu_backward_shapes(grad: Tensor, x: Tensor, variant: str = "best") -> Tensor:
     return x.new_empty(x.shape)
+
+
+def _add_weight_gradient_shapes(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, variant: str = "best"
+) -> None:
+    return None

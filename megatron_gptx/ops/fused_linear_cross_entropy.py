@@ -56,7 +56,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_x is not None:
                 grad_x[first : first + rows] = product(logits, weight.t())
             if grad_weight is not None:
-                grad_weight.addmm_(logits.t(), block)
+                torch.ops.gptx.add_weight_gradient_(logits, block, grad_weight, None, variant)
         ctx.save_for_backward(grad_x, grad_weight)
         return total.float()
 

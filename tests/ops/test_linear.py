@@ -79,6 +79,35 @@ def test_the_bias_is_added_before_the_activation(variant):
     assert torch.equal(out, torch.ops.gptx.bias_gelu_(x + bias, None, variant))
 
 
+# Parts of a vector, of a group of outputs and of a chunk of rows or inputs; and whole ones of all.
+@pytest.mark.parametrize(
+    ("n", "m", "f"), [(1, 1, 1), (300, 37, 45), (1024, 128, 256), (40, 300, 9)]
+)
+def test_gradients_of_weight_and_bias_are_added_to_what_is_there(n, m, f, variant):
+    generator = torch.Generator().manual_seed(0)
+    grad, x = torch.randn(n, f, generator=generator), torch.randn(n, m, generator=generator)
+    weight, bias = torch.full((f, m), 2.0), torch.full((f,), 3.0)
+    torch.ops.gptx.add_weight_gradient_(grad, x, weight, bias, variant)
+    exact = grad.double().T @ x.double() + 2, grad.double().sum(0) + 3
+    assert_all_as_accurate((weight, bias), (grad.T @ x + 2, grad.sum(0) + 3), exact)
+
+
+def test_any_number_of_threads_makes_the_same_gradients(variant):
+    grad, x = torch.randn(300, 200), torch.randn(300, 33)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            weight, bias = torch.zeros(200, 33), torch.zeros(200)
+            torch.ops.gptx.add_weight_gradient_(grad, x, weight, bias, variant)
+            found.append(torch.cat([weight.flatten(), bias]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 def test_what_is_no_number_stays_so_and_infinity_passes(variant):
     y = gelu(torch.tensor([[NAN], [INF], [-INF], [0.0]]), variant)
     assert y[0].isnan()
@@ -136,6 +165,23 @@ def test_wrong_arguments_are_named(x, bias, problem):
         torch.ops.gptx.bias_gelu_(x, bias)
 
 
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(
+    ("grad", "x", "weight", "bias", "problem"),
+    [
+        ((4,), (4, 2), (3, 2), None, r"grad must be \(n, f\) and x \(n, m\), got \[4\]"),
+        ((4, 3), (5, 2), (3, 2), None, r"x must be \[4, 2\] .* got \[5, 2\]"),
+        ((4, 3), (4, 2), (2, 3), None, r"weight must be \[3, 2\] .* got \[2, 3\]"),
+        ((4, 3), (4, 2), (3, 2), (2,), r"bias must be \[3\] .* got \[2\]"),
+    ],
+)
+def test_shapes_of_gradients_that_do_not_match_are_named(grad, x, weight, bias, problem):
+    shapes = (grad, x, weight, bias)
+    tensors = [None if shape is None else torch.zeros(shape) for shape in shapes]
+    with pytest.raises(RuntimeError, match=problem):
+        torch.ops.gptx.add_weight_gradient_(*tensors)
+
+
 def test_a_device_without_kernels_is_named():
     assert unsupported("cuda", torch.float32) == "there is no kernel for the device type cuda"
 
@@ -152,6 +198,8 @@ def test_pytorch_knows_shapes_and_writes_of_the_ops():
     x = torch.randn(4, 5)
     torch.library.opcheck(torch.ops.gptx.bias_gelu_.default, (x.clone(), torch.ones(5)))
     torch.library.opcheck(torch.ops.gptx.gelu_backward.default, (x, x.clone()))
+    sought = torch.zeros(5, 5), torch.zeros(5)
+    torch.library.opcheck(torch.ops.gptx.add_weight_gradient_.default, (x, x.clone(), *sought))
 
 
 @pytest.mark.usefixtures("kernels")
