@@ -15,12 +15,13 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.files import file_sha256, sync, sync_folder
+from megatron_gptx.data.files import file_sha256, sync_folder
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -286,10 +287,20 @@ def misfit(checkpoint: Checkpoint, name: str) -> str | None:
 
 def write_synced(path: Path, content: bytes) -> None:
     """Replace a file by new content that is on disk before it is visible."""
-    aside = path.with_name(path.name + PARTIAL)
+    aside = aside_of(path)
     aside.unlink(missing_ok=True)  # not what a link in its place leads to
-    with aside.open("xb") as file:
-        file.write(content)
-        sync(file)
+    aside.write_bytes(content)
+    sync_all([aside])
     aside.replace(path)
     sync_folder(path.parent)
+
+
+def aside_of(path: Path) -> Path:
+    """Return where the new content of a file is written before it takes the file's name."""
+    return path.with_name(path.name + PARTIAL)
+
+
+def sync_all(paths: Sequence[Path]) -> None:
+    """Put files and folders on disk, all at once: a file system writes its journal once then."""
+    with ThreadPoolExecutor(len(paths)) as pool:
+        list(pool.map(sync_folder, paths))

@@ -31,17 +31,19 @@ from megatron_gptx.checkpoint.layout import (
     PARTIAL,
     SEAL,
     CheckpointError,
+    aside_of,
     checkpoint_folder,
     checkpoints,
     lock,
     optimizer_name,
     seal,
     step_name,
+    sync_all,
     weights_name,
     write_synced,
 )
 from megatron_gptx.checkpoint.prune import delete, delete_oldest, prune
-from megatron_gptx.checkpoint.tensors import Part, write_parts
+from megatron_gptx.checkpoint.tensors import Part, Snapshot, write_parts
 from megatron_gptx.checkpoint.upload import Upload
 from megatron_gptx.config.schema import Config
 from megatron_gptx.costs.stages import boundaries
@@ -80,8 +82,11 @@ class Saver:
         self.leader = dist.get_rank() == 0
         self.run_id = uuid.uuid4().hex
         self.pending: _Job | None = None
-        # Its thread writes with the time that training leaves.
-        self.writer = ThreadPoolExecutor(1, initializer=os.nice, initargs=(19,))
+        self.num_bytes = 0  # of all ranks' parts; the same in each save
+        self.pruned: Future[Any] | None = None
+        self.buffers: dict[str, Tensor] = {}  # the copies of the last asynchronous save
+        self.writer = ThreadPoolExecutor(1, initializer=_yield_to_training)
+        self.pruner = ThreadPoolExecutor(1)
         self.upload: Upload | None = None
         if self.leader:
             if config.checkpoint.upload is not None:
@@ -111,18 +116,21 @@ class Saver:
         final = self.folder / step_name(state["step"])
         aside = final.with_name(final.name + PARTIAL)
         try:
-            self._make_room(aside, sum(part.num_bytes for part in parts))
+            self._make_room(aside, parts)
         except CheckpointError as error:
             self._fail(error, last=last)
             return
         if self.config.checkpoint.asynchronous and not last:
-            parts = [part.snapshot() for part in parts]
-            written = self.writer.submit(_write, aside, parts, state["step"])
-            self.pending = _Job(aside, final, self._manifest(state), parts, written)
+            copies = [part.snapshot(self.buffers.get(part.name)) for part in parts]
+            self.buffers = {copy.name: copy.content for copy in copies}
+            written = self.writer.submit(_write, aside, copies, state["step"])
+            self.pending = _Job(aside, final, self._manifest(state), copies, written)
         else:
             written = Future()
             written.set_result(_write(aside, parts, state["step"]))
             self._complete(_Job(aside, final, self._manifest(state), parts, written), last=last)
+        if self.pruned and last:
+            self.pruned.result()
         if self.upload and last:
             # Half of what the watchdog gives a save: what is elsewhere ends no run.
             self.upload.finish(timeout_seconds=self.config.launch.timeout_seconds / 2)
@@ -139,6 +147,8 @@ class Saver:
 
     def finish(self) -> None:
         """Complete the save that is under way, waiting for it."""
+        if self.pruned is not None:
+            self.pruned.result()
         if self.pending is not None:
             job, self.pending = self.pending, None
             self._complete(job, last=False)
@@ -170,50 +180,64 @@ class Saver:
             problems = [published] if isinstance(published, _Problem) else []
         if self.leader and problems:
             shutil.rmtree(job.aside, ignore_errors=True)
-        dist.broadcast_object_list(told := [problems], src=0)
-        if told[0]:
-            kind = _DiskFullError if any(p.disk_full for p in told[0]) else CheckpointError
-            raise kind(f"{job.final} could not be written: {'; '.join(p.text for p in told[0])}")
+        if told := self._from_leader(problems or None):
+            kind = _DiskFullError if any(p.disk_full for p in told) else CheckpointError
+            raise kind(f"{job.final} could not be written: {'; '.join(p.text for p in told)}")
 
     def _publish(self, job: "_Job", manifest: dict[str, Any]) -> None:
         step = manifest["state"]["step"]
         fault_point("manifest", step=step)
         content = json.dumps(manifest, indent=1).encode()
-        write_synced(job.aside / SEAL, seal(content))
-        write_synced(job.aside / MANIFEST, content)
-        for part in job.aside.iterdir():
-            if part.is_dir():
-                sync_folder(part)
+        (job.aside / SEAL).write_bytes(seal(content))
+        (job.aside / MANIFEST).write_bytes(content)
+        pointer = aside_of(self.folder / LATEST)
+        pointer.unlink(missing_ok=True)  # not what a link in its place leads to
+        pointer.write_bytes(f"{job.final.name}\n".encode())
+        folders = [job.aside, *(part for part in job.aside.iterdir() if part.is_dir())]
+        sync_all([job.aside / SEAL, job.aside / MANIFEST, pointer, *folders])
         fault_point("rename", step=step)
         if job.final.exists():
             delete(job.final)
         job.aside.replace(job.final)
-        sync_folder(self.folder)
         fault_point("latest", step=step)
-        write_synced(self.folder / LATEST, f"{job.final.name}\n".encode())
+        pointer.replace(self.folder / LATEST)
+        # Both names lie in this folder, whose journal keeps their order.
+        sync_folder(self.folder)
         fault_point("prune", step=step)
-        prune(self.folder, newest=job.final, options=self.config.checkpoint)
+        # To delete a file can take longer than to write it.
+        options = self.config.checkpoint
+        self.pruned = self.pruner.submit(prune, self.folder, newest=job.final, options=options)
 
     def _fail(self, error: CheckpointError, *, last: bool) -> None:
         if last or self.config.checkpoint.on_failure == "stop":
             raise error
         self.say(f"not saved: {error}; the run goes on")
 
-    def _make_room(self, aside: Path, num_bytes: int) -> None:
+    def _make_room(self, aside: Path, parts: Sequence[Part | Snapshot]) -> None:
         """Make the folder aside where there is room for all ranks' parts; all raise together."""
-        needed = torch.tensor(num_bytes, device=self.engine.device)
-        dist.all_reduce(needed)
-        problem: list[str | None] = [None]
+        if not self.num_bytes:
+            num_bytes = torch.tensor(sum(p.num_bytes for p in parts), device=self.engine.device)
+            dist.all_reduce(num_bytes)
+            self.num_bytes = int(num_bytes.item())
+        problem: str | None = None
         if self.leader:
             try:
-                problem = [self._shortage(int(needed.item()) + MARGIN_BYTES)]
-                if problem[0] is None:
+                problem = self._shortage(self.num_bytes + MARGIN_BYTES)
+                if problem is None:
                     aside.mkdir()
             except OSError as error:
-                problem = [f"{error.filename}: {error.strerror}"]
-        dist.broadcast_object_list(problem, src=0)
-        if problem[0] is not None:
-            raise CheckpointError(f"{aside.with_suffix('')} could not be written: {problem[0]}")
+                problem = f"{error.filename}: {error.strerror}"
+        if problem := self._from_leader(problem):
+            raise CheckpointError(f"{aside.with_suffix('')} could not be written: {problem}")
+
+    def _from_leader(self, found: Any) -> Any:
+        """Return on every rank what rank 0 has found; that it is None takes one small message."""
+        flag = torch.tensor(int(found is not None), device=self.engine.device)
+        dist.broadcast(flag, src=0)
+        told = [found]
+        if flag.item():
+            dist.broadcast_object_list(told, src=0)
+        return told[0] if flag.item() else None
 
     def _shortage(self, needed: int) -> str | None:
         while (free := shutil.disk_usage(self.folder).free) < needed:
@@ -227,10 +251,9 @@ class Saver:
         dropped = delete_oldest(self.folder) if self.leader else None
         if dropped is not None:
             self.say(f"deleted {dropped}: no space left for a newer one")
-        dist.broadcast_object_list(told := [dropped is not None], src=0)
-        return told[0]
+        return self._from_leader(dropped) is not None
 
-    def _parts(self) -> Iterator[Part]:
+    def _parts(self) -> Iterator[Part | Snapshot]:
         """Yield what this rank writes: its share of the layers, and its optimizer state."""
         from deepspeed import zero
 
@@ -287,7 +310,7 @@ class _Job(NamedTuple):
     aside: Path
     final: Path
     manifest: dict[str, Any]
-    parts: Sequence[Part]
+    parts: Sequence[Part | Snapshot]
     written: "Future[_Files | _Problem]"
 
 
@@ -306,8 +329,14 @@ def _layout(config: Config) -> dict[str, Any]:
     }
 
 
-def _write(folder: Path, parts: Sequence[Part], step: int) -> _Files | _Problem:
+def _write(folder: Path, parts: Sequence[Part | Snapshot], step: int) -> _Files | _Problem:
     return _attempt(lambda: write_parts(folder, parts, step=step))
+
+
+def _yield_to_training() -> None:
+    """Let this thread, and those that it starts, run while a processor has nothing else to do."""
+    if hasattr(os, "SCHED_IDLE"):  # Linux
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _attempt(work: Callable[[], Any]) -> Any:

@@ -20,6 +20,8 @@ from megatron_gptx.checkpoint.engine_state import MASTER
 from megatron_gptx.checkpoint.layout import OPTIMIZER, weights_name
 from megatron_gptx.distributed.faults import fault_point
 
+SYNCING_THREADS = 8
+
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
@@ -34,33 +36,74 @@ class Part(NamedTuple):
         """Size of the tensors."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
-    def snapshot(self) -> "Part":
-        """Return a copy in host memory, which training no longer changes."""
-        copies = {k: t.detach().to("cpu", copy=True) for k, t in self.tensors.items()}
-        return Part(self.name, copies)
+    def blocks(self) -> list[memoryview]:
+        """Return the content of the file: its header, and the bytes of each tensor."""
+        header, tensors = _header(self.tensors)
+        return [
+            memoryview(header),
+            *(memoryview(_bytes_of(t.detach().cpu().contiguous()).numpy().data) for t in tensors),
+        ]
+
+    def snapshot(self, buffer: Tensor | None = None) -> "Snapshot":
+        """Return the content of the file in host memory, which training no longer changes.
+
+        Args:
+            buffer: memory of a snapshot that is not needed any more, to be used again.
+        """
+        header, tensors = _header(self.tensors)
+        size = len(header) + self.num_bytes
+        if buffer is None or len(buffer) != size:
+            buffer = torch.empty(size, dtype=torch.uint8)
+        buffer[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
+        place = len(header)
+        for tensor in tensors:
+            end = place + tensor.numel() * tensor.element_size()
+            buffer[place:end].view(tensor.dtype).copy_(tensor.detach().reshape(-1))
+            place = end
+        return Snapshot(self.name, buffer)
+
+
+class Snapshot(NamedTuple):
+    """One file of a checkpoint, byte by byte: as many bytes of uint8."""
+
+    name: str
+    content: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file."""
+        return len(self.content)
+
+    def blocks(self) -> list[memoryview]:
+        """Return the content of the file."""
+        return [memoryview(self.content.numpy().data)]
+
+    def snapshot(self, buffer: Tensor | None = None) -> "Snapshot":
+        """Return itself: it is one already."""
+        return self
 
 
 def write_parts(
-    folder: Path, parts: Sequence[Part], *, step: int
+    folder: Path, parts: Sequence[Part | Snapshot], *, step: int
 ) -> dict[str, dict[str, int | str]]:
     """Write the files of a step, and return the size and sha256 of each once they are on disk.
 
     A checksum is of what was in memory, so that it also tells of what went wrong on the way.
     """
     with ExitStack() as stack:
-        # Beside the writing: both wait for the memory and the disk more than for the interpreter.
-        pool = stack.enter_context(ThreadPoolExecutor(2))
+        # A disk works on several files at once, beside which there is time to hash them.
+        syncing = stack.enter_context(ThreadPoolExecutor(SYNCING_THREADS))
+        hashing = stack.enter_context(ThreadPoolExecutor(1))
         written: dict[str, tuple[int, Future[str], Future[None]]] = {}
         for part in parts:
             path = folder / part.name
             path.parent.mkdir(parents=True, exist_ok=True)
-            blocks = _blocks(part.tensors)
-            checksum = pool.submit(_sha256, blocks)
+            blocks = part.blocks()
             file = stack.enter_context(path.open("wb", buffering=0))
-            for block in blocks:
-                _write_all(file.fileno(), block)
+            _write_all(file.fileno(), blocks)
             fault_point("write", step=step)
-            on_disk = pool.submit(os.fsync, file.fileno())
+            on_disk = syncing.submit(os.fsync, file.fileno())
+            checksum = hashing.submit(_sha256, blocks)
             written[part.name] = (sum(block.nbytes for block in blocks), checksum, on_disk)
         for _, _, on_disk in written.values():
             on_disk.result()
@@ -150,25 +193,26 @@ def _range(key: str, content: Any) -> tuple[str, str, int, int]:
     return parts[1], parts[2], int(parts[3]), shape[0]
 
 
-def _blocks(tensors: Mapping[str, Tensor]) -> list[memoryview]:
-    """Return the content of a safetensors file: its header, and the bytes of each tensor."""
+def _header(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[Tensor]]:
+    """Return the start of a safetensors file, and the tensors in the order in which they follow."""
     header: dict[str, object] = {}
-    data: list[memoryview] = []
-    end = 0
     # The widest first, so that every tensor lies at a multiple of its element size.
-    for name, tensor in sorted(tensors.items(), key=_order):
-        bytes_of = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        block = memoryview(bytes_of.data)
+    ordered = sorted(tensors.items(), key=_order)
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": _DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
-            "data_offsets": [end, end + block.nbytes],
+            "data_offsets": [start, end],
         }
-        end += block.nbytes
-        data.append(block)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return [memoryview(struct.pack("<Q", len(text)) + text), *data]
+    return struct.pack("<Q", len(text)) + text, [tensor for _, tensor in ordered]
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    return tensor.view(-1).view(torch.uint8)
 
 
 def _order(item: tuple[str, Tensor]) -> tuple[int, str]:
@@ -182,7 +226,12 @@ def _sha256(blocks: Sequence[memoryview]) -> str:
     return digest.hexdigest()
 
 
-def _write_all(descriptor: int, block: memoryview) -> None:
-    # One call writes 2 GiB at most, and less on a disk that is about to be full.
-    while block.nbytes:
-        block = block[os.write(descriptor, block) :]
+def _write_all(descriptor: int, blocks: Sequence[memoryview]) -> None:
+    # One call writes 2 GiB and 1024 blocks at most, and less on a disk that is about to be full.
+    left = list(blocks)
+    while left:
+        written = os.writev(descriptor, left[:1024])
+        while left and written >= left[0].nbytes:
+            written -= left.pop(0).nbytes
+        if left:
+            left[0] = left[0][written:]

@@ -165,6 +165,7 @@ SPECIAL = {
     "a device": endless,
     "a folder": Path.mkdir,
     "a link to nothing": lambda path: path.symlink_to("nothing"),
+    "a link to a folder": lambda path: path.symlink_to(path.parent),
 }
 
 

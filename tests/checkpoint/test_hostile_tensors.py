@@ -91,8 +91,9 @@ def twice(tensors: Tensors) -> None:
 
 def halves_overlap(tensors: Tensors) -> None:
     """Leave the end of a range unsaid, and say its start twice: as many elements as before."""
-    name = first(tensors, "fp32")
+    name = max(tensors, key=lambda name: ("/exp_avg/" in name, len(tensors[name])))
     half = len(tensors[name]) // 2
+    assert 2 * half == len(tensors[name]) > 2
     start = tensors.pop(name)[:half].clone()
     parameter = name.rpartition("/")[0]
     tensors[f"{parameter}/0"] = start
