@@ -9,6 +9,7 @@
 namespace gptx {
 namespace {
 
+using ThreeTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using FourTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 void check_qkv(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
@@ -37,6 +38,17 @@ void check_pairs(const OptionalTensor& pairs, const char* name, const at::Tensor
               pairs->sizes(), " ", pairs->scalar_type());
 }
 
+void check_gradient(const at::Tensor& grad_out, const OptionalTensor& grad_scores, const at::Tensor& q,
+                    const at::Tensor& k, const at::Tensor& v, const at::Tensor& kept,
+                    const at::Tensor& weights, const OptionalTensor& row_start, double dropout_p) {
+  check_qkv(q, k, v);
+  check_selection(q, q.size(2), {}, 1, row_start, dropout_p);
+  check_pairs(grad_scores, "grad_scores", q, k);
+  TORCH_CHECK(grad_out.sizes() == q.sizes(), "grad_out must be ", q.sizes(), ", got ",
+              grad_out.sizes());
+  check_kept(kept, weights, q.sizes().slice(0, 3), k.size(2));
+}
+
 FourTensors forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                     const OptionalTensor& prev_scores, const OptionalTensor& slopes, int64_t top_k,
                     const OptionalTensor& row_start, double dropout_p, int64_t seed,
@@ -53,10 +65,10 @@ FourTensors forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& 
   return {out, return_scores ? scores : at::empty({0}, floats), kept, weights};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> forward_in_place(
-    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, at::Tensor carry,
-    const OptionalTensor& slopes, int64_t top_k, const OptionalTensor& row_start, double dropout_p,
-    int64_t seed, c10::string_view variant) {
+ThreeTensors forward_in_place(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                              at::Tensor carry, const OptionalTensor& slopes, int64_t top_k,
+                              const OptionalTensor& row_start, double dropout_p, int64_t seed,
+                              c10::string_view variant) {
   check_qkv(q, k, v);
   check_selection(q, q.size(2), slopes, top_k, row_start, dropout_p);
   check_pairs(carry, "carry", q, k);
@@ -70,15 +82,24 @@ FourTensors backward(const at::Tensor& grad_out, const OptionalTensor& grad_scor
                      const at::Tensor& kept, const at::Tensor& weights,
                      const OptionalTensor& row_start, double dropout_p, int64_t seed,
                      bool needs_grad_prev, c10::string_view variant) {
-  check_qkv(q, k, v);
-  check_selection(q, q.size(2), {}, 1, row_start, dropout_p);
-  check_pairs(grad_scores, "grad_scores", q, k);
-  TORCH_CHECK(grad_out.sizes() == q.sizes(), "grad_out must be ", q.sizes(), ", got ",
-              grad_out.sizes());
-  check_kept(kept, weights, q.sizes().slice(0, 3), k.size(2));
-  return topk_attention_backward(grad_out, grad_scores, q, k, v, kept, weights,
-                                 {{}, 1, row_start, dropout_p, seed, std::string(variant)},
-                                 needs_grad_prev);
+  check_gradient(grad_out, grad_scores, q, k, v, kept, weights, row_start, dropout_p);
+  const auto floats = q.options().dtype(at::kFloat);
+  const at::Tensor grad_prev =
+      needs_grad_prev ? at::empty({q.size(0), q.size(1), q.size(2), k.size(2)}, floats) : at::Tensor();
+  auto [grad_q, grad_k, grad_v] =
+      topk_attention_backward(grad_out, grad_scores, q, k, v, kept, weights, grad_prev,
+                              {{}, 1, row_start, dropout_p, seed, std::string(variant)});
+  return {grad_q, grad_k, grad_v, needs_grad_prev ? grad_prev : at::empty({0}, floats)};
+}
+
+ThreeTensors backward_in_place(const at::Tensor& grad_out, at::Tensor grad_carry, const at::Tensor& q,
+                               const at::Tensor& k, const at::Tensor& v, const at::Tensor& kept,
+                               const at::Tensor& weights, const OptionalTensor& row_start,
+                               double dropout_p, int64_t seed, c10::string_view variant) {
+  check_gradient(grad_out, grad_carry, q, k, v, kept, weights, row_start, dropout_p);
+  TORCH_CHECK(grad_carry.is_contiguous(), "a gradient that is written to must be contiguous");
+  return topk_attention_backward(grad_out, grad_carry, q, k, v, kept, weights, grad_carry,
+                                 {{}, 1, row_start, dropout_p, seed, std::string(variant)});
 }
 
 }  // namespace
@@ -98,6 +119,10 @@ TORCH_LIBRARY_FRAGMENT(gptx, library) {
       "Tensor kept, Tensor weights, Tensor? row_start, float dropout_p, int seed, bool "
       "needs_grad_prev, str variant='best') -> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor "
       "grad_prev)");
+  library.def(
+      "topk_attention_backward_(Tensor grad_out, Tensor(a!) grad_carry, Tensor q, Tensor k, Tensor v, "
+      "Tensor kept, Tensor weights, Tensor? row_start, float dropout_p, int seed, str variant='best') "
+      "-> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
   library.def("cpu_variants() -> str[]", &gptx::row_variants);
 }
 
@@ -105,4 +130,5 @@ TORCH_LIBRARY_IMPL(gptx, CPU, library) {
   library.impl("topk_attention", &gptx::forward);
   library.impl("topk_attention_", &gptx::forward_in_place);
   library.impl("topk_attention_backward", &gptx::backward);
+  library.impl("topk_attention_backward_", &gptx::backward_in_place);
 }

@@ -20,11 +20,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> topk_attention(
     const std::optional<at::Tensor>& prev, const at::Tensor& carry, const Selection& selection,
     bool skip);
 
-// Returns the gradients of q, k, v, and of the previous scores where it is asked for, else (0).
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backward(
+// Returns the gradients of q, k and v. Where `grad_prev` (b, h, s, t) is defined it takes that of the
+// previous scores; it may be `grad_scores`.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> topk_attention_backward(
     const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_scores, const at::Tensor& q,
     const at::Tensor& k, const at::Tensor& v, const at::Tensor& kept, const at::Tensor& weights,
-    const Selection& selection, bool needs_grad_prev);
+    const at::Tensor& grad_prev, const Selection& selection);
 
 // Returns probabilities like scores (b, h, s, t), and kept keys and weights as above.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> topk_softmax(const at::Tensor& scores,

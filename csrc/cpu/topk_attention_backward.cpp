@@ -36,21 +36,22 @@ void unpack(const std::vector<float>& from, int64_t head, int64_t num_rows, int6
     std::memcpy(x.head(head) + i * x.stride(), from.data() + i * d, d * sizeof(float));
 }
 
-// Copies the gradient of one query's scores; those of keys that it does not see are constants.
+// Copies the gradient of one query's scores, unless it is there already; those of keys that it does
+// not see are constants.
 void copy_seen(const float* from, int64_t first, int64_t stop, int64_t t, float* to) {
   first = std::min(first, stop);
   std::fill(to, to + first, 0.0f);
-  std::memcpy(to + first, from + first, (stop - first) * sizeof(float));
+  if (to != from) std::memcpy(to + first, from + first, (stop - first) * sizeof(float));
   std::fill(to + stop, to + t, 0.0f);
 }
 
 }  // namespace
 
 // One thread owns a head: every sum has one order, whatever the number of threads.
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backward(
+std::tuple<at::Tensor, at::Tensor, at::Tensor> topk_attention_backward(
     const at::Tensor& grad_out, const std::optional<at::Tensor>& grad_scores, const at::Tensor& q,
     const at::Tensor& k, const at::Tensor& v, const at::Tensor& kept, const at::Tensor& weights,
-    const Selection& selection, bool needs_grad_prev) {
+    const at::Tensor& grad_prev, const Selection& selection) {
   const int64_t b = q.size(0), h = q.size(1), s = q.size(2), d = q.size(3), t = k.size(2);
   const int64_t width = kept.size(3);
   const at::AutoDispatchBelowADInplaceOrView no_gradients;
@@ -62,13 +63,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backwa
   const at::Tensor grad_q = at::zeros({b, s, h, d}, floats).transpose(1, 2);
   const at::Tensor grad_k = at::empty({b, t, h, d}, floats).transpose(1, 2);
   const at::Tensor grad_v = at::empty({b, t, h, d}, floats).transpose(1, 2);
-  const at::Tensor grad_prev =
-      needs_grad_prev ? at::empty({b, h, s, t}, floats) : at::empty({0}, floats);
   const Heads grad_outs(grad_out), queries(q), keys(k), values(v);
   const Heads grad_qs(grad_q), grad_ks(grad_k), grad_vs(grad_v);
   const at::Tensor incoming = dense ? grad_scores->contiguous() : at::Tensor();
   const float* incoming_data = dense ? incoming.data_ptr<float>() : nullptr;
-  float* prev_data = needs_grad_prev ? grad_prev.data_ptr<float>() : nullptr;
+  float* prev_data = grad_prev.defined() ? grad_prev.data_ptr<float>() : nullptr;
   const int32_t* kept_data = kept.data_ptr<int32_t>();
   const float* weights_data = weights.data_ptr<float>();
   const RowStarts starts(selection.row_start, t);
@@ -140,8 +139,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> topk_attention_backwa
       unpack(sums_v, head, t, d, grad_vs);
     }
   });
-  return {grad_q.to(q.scalar_type()), grad_k.to(k.scalar_type()), grad_v.to(v.scalar_type()),
-          grad_prev};
+  return {grad_q.to(q.scalar_type()), grad_k.to(k.scalar_type()), grad_v.to(v.scalar_type())};
 }
 
 }  // namespace gptx

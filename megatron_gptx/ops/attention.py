@@ -55,8 +55,9 @@ def attention(
         dropout_p: probability that a kept key's weight is dropped, drawn from torch's generator.
             With top_k, every backend drops the same weights.
         return_scores: whether the next layer wants this one's scores.
-        reuse_scores: whether the returned scores may take the memory of `prev_scores`, whose values
-            are lost then; they must be an earlier layer's, for the same row_start.
+        reuse_scores: whether the returned scores may take the memory of `prev_scores`, and the
+            gradient of those that of the returned ones; the values are lost then. `prev_scores`
+            must be an earlier layer's, for the same row_start.
         backend: `fused` for the compiled kernels, `reference` for plain PyTorch, `auto` for the
             kernels where they can run.
 

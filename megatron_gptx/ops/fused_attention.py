@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from megatron_gptx.ops.dropout import draw_seed
 
 FORWARD, BACKWARD = "gptx::topk_attention", "gptx::topk_attention_backward"
-IN_PLACE = "gptx::topk_attention_"
+IN_PLACE, BACKWARD_IN_PLACE = "gptx::topk_attention_", "gptx::topk_attention_backward_"
 
 
 def fused_attention(
@@ -72,8 +72,20 @@ class _InPlaceAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, *grads), *[None] * 6
+    def backward(
+        ctx: Any, grad_out: Tensor | None, grad_carry: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        _, _, needs_grad_carry, _ = ctx.options
+        if grad_out is None or grad_carry is None or not needs_grad_carry:
+            return *_gradients(ctx, grad_out, grad_carry), *[None] * 6
+        q, k, v, kept, weights, row_start = ctx.saved_tensors
+        dropout_p, seed, _, variant = ctx.options
+        # Where it lies, like the carry: nobody else sees the gradient that the next layer made.
+        grad_carry = grad_carry.contiguous()
+        grads = torch.ops.gptx.topk_attention_backward_(
+            *(grad_out, grad_carry, q, k, v, kept, weights, row_start, dropout_p, seed, variant)
+        )
+        return *grads, grad_carry, *[None] * 6
 
 
 def register() -> None:
@@ -81,6 +93,7 @@ def register() -> None:
     torch.library.register_fake(FORWARD, _forward_shapes)
     torch.library.register_fake(IN_PLACE, _in_place_shapes)
     torch.library.register_fake(BACKWARD, _backward_shapes)
+    torch.library.register_fake(BACKWARD_IN_PLACE, _in_place_backward_shapes)
     torch.library.register_autograd(FORWARD, _backward, setup_context=_save)
     # Without a rule, PyTorch would take the gradient's own gradient for 0.
     torch.library.register_autograd(BACKWARD, _backward_twice)
@@ -149,11 +162,30 @@ def _backward_shapes(
     variant: str = "best",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     prev_shape = (*q.shape[:3], k.shape[2]) if needs_grad_prev else (0,)
-    # Heads side by side, as in q, k and v where a projection made them.
+    return *_heads_side_by_side(q, k, v), q.new_empty(prev_shape, dtype=torch.float32)
+
+
+def _in_place_backward_shapes(
+    grad_out: Tensor,
+    grad_carry: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kept: Tensor,
+    weights: Tensor,
+    row_start: Tensor | None,
+    dropout_p: float,
+    seed: int,
+    variant: str = "best",
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _heads_side_by_side(q, k, v)
+
+
+def _heads_side_by_side(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     grad_q, grad_k, grad_v = (
         x.new_empty(x.transpose(1, 2).shape).transpose(1, 2) for x in (q, k, v)
     )
-    return grad_q, grad_k, grad_v, q.new_empty(prev_shape, dtype=torch.float32)
+    return grad_q, grad_k, grad_v
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

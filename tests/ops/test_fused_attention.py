@@ -335,6 +335,10 @@ def test_pytorch_finds_nothing_wrong_with_the_ops(carry, half):
             (*detached[:3], prev_scores.detach().tril(3), SLOPES, 3, None, 0.0, 0),
             test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
         )
+        torch.library.opcheck(
+            torch.ops.gptx.topk_attention_backward_.default,
+            (out, prev_scores.detach().clone(), *detached[:3], kept, weights, None, 0.0, 0),
+        )
 
 
 def test_attention_uses_the_kernels_where_they_can_run():
