@@ -23,7 +23,11 @@ SHARED_MEMORY = Path("/dev/shm")
 INTERVAL = 5
 LAYOUTS: dict[str, dict[str, Any]] = {
     "PP 2": {"parallel__pipeline_stages": 2},
-    "DP 2": {"parallel__data_replicas": 2, "parallel__zero_stage": 1},
+    "DP 2": {
+        "parallel__pipeline_stages": 1,
+        "parallel__data_replicas": 2,
+        "parallel__zero_stage": 1,
+    },
     "PP 2 x DP 2": {
         "parallel__pipeline_stages": 2,
         "parallel__data_replicas": 2,
