@@ -134,9 +134,8 @@ class Chaos:
 
 @pytest.fixture
 def chaos(tmp_path, request) -> Iterator[Chaos]:
-    layouts = list(LAYOUTS)
-    number = layouts.index(request.param)
-    chaos = Chaos(tmp_path, request.param, (KILLS + number) // len(layouts))
+    share = {"PP 2": 0.4, "DP 2": 0.4, "PP 2 x DP 2": 0.2}[request.param]
+    chaos = Chaos(tmp_path, request.param, round(KILLS * share))
     yield chaos
     chaos.place.clear()
 

@@ -29,10 +29,9 @@ def test_a_slow_rank_is_named_with_what_it_is_slow_in(corpus, tmp_path, monkeypa
     options = {**LAYOUTS[layout], "training__steps": 100, "training__global_batch_size": 4}
     screen = tmp_path / "screen"
     assert start(tiny_config(corpus, tmp_path, **options), screen=screen) == [0, 0]
-    named = [line for line in screen.read_text().splitlines() if line.startswith("slowest: rank 1")]
-    assert len(named) == 1
-    assert f"slowest: rank 1, {phase} " in named[0]
-    assert "times the median over 50 steps" in named[0]
+    # A rank that shares its core may be slow in something else as well.
+    assert screen.read_text().count(f"slowest: rank 1, {phase} ") == 1
+    assert "times the median over 50 steps" in screen.read_text()
 
 
 def test_ranks_that_are_all_slow_alike_are_not_named(corpus, tmp_path, monkeypatch):
