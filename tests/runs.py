@@ -4,13 +4,14 @@ Importing DeepSpeed takes seconds, so a server process imports it once and every
 from there. Apart from the launcher, a rank is what `deepy.py` starts.
 """
 
+import functools
 import json
 import multiprocessing
 import os
 import socket
 import time
 from collections.abc import Callable
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +144,16 @@ def train_rank(packed: str) -> None:
     run_rank(packed)
 
 
+@functools.cache
 def _server() -> Any:
-    # The server inherits the environment of the moment it starts.
+    # The server inherits the environment of the moment it starts. One that the tools of data have
+    # started in this process knows nothing of ours.
+    forkserver._forkserver._stop()
     os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
     context = multiprocessing.get_context("forkserver")
     # Optimizers import torch._dynamo when the first one is built, which takes seconds too.
     context.set_forkserver_preload(["megatron_gptx.training.pretrain", "torch._dynamo"])
+    forkserver.ensure_running()
     return context
 
 
