@@ -78,6 +78,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     def ours(corpus: Path, workers: int, engine: str = "auto") -> Run:
         prefix = folder / f"{corpus.stem}-{engine}"
+        prefix.with_suffix(".bin").unlink(missing_ok=True)  # else its deletion would be timed
+        prefix.with_suffix(".idx").unlink(missing_ok=True)
         command = [
             *(sys.executable, str(ROOT / "tools" / "preprocess_data.py"), str(corpus)),
             *("--tokenizer", str(tokenizer), "--output-prefix", str(prefix), "--overwrite"),
@@ -96,12 +98,12 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     start = ours(one_line, workers, "reference")
     batch = ours(first, workers, "reference")
     runs["encode_batch"] = [batch._replace(seconds=batch.seconds - start.seconds)]
-    for _ in range(options.repeats):
-        for count in sorted({1, workers}):
-            runs.setdefault(f"ours, {count} worker(s)", []).append(ours(small, count))
-    if options.large_mb:
-        for count in sorted({1, workers}):
-            runs[f"ours, {count} worker(s), large"] = [ours(large, count)]
+    corpora = {"": small, ", large": large} if options.large_mb else {"": small}
+    for which, corpus in corpora.items():
+        for _ in range(options.repeats):
+            for count in sorted({1, workers}):
+                name = f"ours, {count} worker(s){which}"
+                runs.setdefault(name, []).append(ours(corpus, count))
     compare_ids(folder)
     return _results(runs, sizes, workers, options.vocab_size)
 

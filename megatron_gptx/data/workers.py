@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 # Not forked from here: a fork copies locks that other threads of this process may hold. Forked from
 # a process that does nothing but import, each worker finds its modules ready.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_AHEAD = 2  # units given to a worker at once, so that it need not wait for the next one
+_AHEAD = 4  # units given to a worker at once: it works on while this process waits for the disk
 
 
 class WorkerPool(Generic[Unit, Result]):
