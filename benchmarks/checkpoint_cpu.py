@@ -1,11 +1,11 @@
 """Measure what checkpoints cost on this CPU: time of a save, and of the steps beside one.
 
 Ranks of the configuration, as many as it says, train the model on random tokens and save it, each
-rank as in a run. A synchronous save takes turns with `torch.save` and fsync of the same tensors
-by the same ranks, into one file each. For asynchronous saving, steps beside which a checkpoint is
-written take turns with steps beside which nothing is. The copy into host memory, during which
-training stands still, is reported by itself, and so is `poll` after each step: the last one makes
-the checkpoint visible. What counts is the median over turns.
+rank as in a run. A synchronous save takes turns with `torch.save` and fsync of the same tensors by
+the same ranks, into one file each, and of as many bytes by one rank. For asynchronous saving, steps
+beside which a checkpoint is written take turns with steps beside which nothing is. The copy into
+host memory, during which training stands still, is reported by itself, and so is `poll` after each
+step. What counts is the median over turns.
 """
 
 import argparse
@@ -51,6 +51,11 @@ class Ranks:
         )
         self.folder = Path(config.output.run_dir)
         self.step = 0
+        mine = torch.tensor(sum(part.num_bytes for part in self.saver._parts()))
+        everyone = mine.clone()
+        dist.all_reduce(everyone)
+        self.num_bytes = int(everyone.item())
+        self.of_others = torch.rand(int(everyone - mine) // 4)
         for _ in range(WARMUP_STEPS):
             self.train()
 
@@ -73,12 +78,23 @@ class Ranks:
 
     def save_raw(self) -> None:
         """Write the same tensors as PyTorch does it."""
-        tensors = {part.name: part.tensors for part in self.saver._parts()}
-        path = self.folder / f"raw-{self.process.rank}"
-        with path.open("wb") as file:
-            torch.save(tensors, file)
+        self._save_raw({part.name: part.tensors for part in self.saver._parts()})
+
+    def save_alone(self) -> None:
+        """Write what all ranks have, or as many bytes, by one of them."""
+        if self.process.rank == 0:
+            tensors: dict[str, Any] = {part.name: part.tensors for part in self.saver._parts()}
+            self._save_raw({**tensors, "of other ranks": self.of_others})
+
+    def _save_raw(self, content: dict[str, Any]) -> None:
+        with (self.folder / f"raw-{self.process.rank}").open("wb") as file:
+            torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
+
+    def remove_raw(self) -> None:
+        """Make room for the next one."""
+        (self.folder / f"raw-{self.process.rank}").unlink(missing_ok=True)
 
     def slowest(self, work: Callable[[], None]) -> float:
         """Return the milliseconds that a piece of work takes on the slowest rank."""
@@ -92,15 +108,19 @@ class Ranks:
 
 def compare_saves(ranks: Ranks, pairs: int) -> dict[str, list[float]]:
     """Return milliseconds of our saves and of raw ones."""
-    times: dict[str, list[float]] = {"ours": [], "raw": []}
+    ways = {
+        "ours": partial(ranks.save, asynchronous=False),
+        "raw": ranks.save_raw,
+        "raw, by one": ranks.save_alone,
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(pairs + 1):
-        ours = ranks.slowest(partial(ranks.save, asynchronous=False))
-        raw = ranks.slowest(ranks.save_raw)
-        (ranks.folder / f"raw-{ranks.process.rank}").unlink()
-        ranks.saver.finish()  # which waits until old ones are deleted
-        if turn:  # the first one meets empty caches
-            times["ours"].append(ours)
-            times["raw"].append(raw)
+        for name, way in ways.items():
+            taken = ranks.slowest(way)
+            ranks.remove_raw()
+            ranks.saver.finish()  # which waits until old ones are deleted
+            if turn:  # the first one meets empty caches
+                times[name].append(taken)
     return times
 
 
@@ -128,10 +148,8 @@ def measure(config: Config, options: argparse.Namespace, process: Process) -> No
     ranks = Ranks(config, process)
     saves = compare_saves(ranks, options.pairs)
     steps = compare_steps(ranks, options.pairs)
-    size = torch.tensor(sum(part.num_bytes for part in ranks.saver._parts()))
-    dist.all_reduce(size)
     if process.rank == 0:
-        result = {"bytes": int(size.item()), "save_ms": saves, "step_ms": steps}
+        result = {"bytes": ranks.num_bytes, "save_ms": saves, "step_ms": steps}
         report(result, partial(print, file=process.console))
         if options.output:
             write_aside(options.output, json.dumps(result, indent=2) + "\n")
@@ -141,17 +159,14 @@ def measure(config: Config, options: argparse.Namespace, process: Process) -> No
 def report(result: dict[str, Any], show: Callable[[str], None]) -> None:
     """Show medians and ratios."""
     show(f"a checkpoint of {result['bytes'] / 1e6:.1f} MB")
-    for title, ours, others in (
-        ("save_ms", "ours", "raw"),
-        ("step_ms", "beside a save", "alone"),
-    ):
+    for title, ours in (("save_ms", "ours"), ("step_ms", "beside a save")):
         times = result[title]
-        ratio = median(a / b for a, b in zip(times[ours], times[others], strict=True))
         for name, values in times.items():
-            more = f"{ratio - 1:+8.1%} over {others}" if name == ours else ""
+            ratio = median(a / b for a, b in zip(times[ours], values, strict=True))
+            more = f"{ours} {ratio - 1:+.1%}" if name in ("raw", "raw, by one", "alone") else ""
             spread = f"({min(values):.1f} to {max(values):.1f} over {len(values)})"
             unit = "  " if name == "steps" else "ms"
-            show(f"{name:<14}{median(values):>8.1f} {unit} {spread}{more}")
+            show(f"{name:<14}{median(values):>8.1f} {unit} {spread:<30}{more}")
 
 
 def as_rank(rank: int, ranks: int, port: int, config: Config, options: argparse.Namespace) -> None:

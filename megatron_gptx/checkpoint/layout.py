@@ -15,13 +15,12 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.files import file_sha256, sync_folder
+from megatron_gptx.data.files import file_sha256, sync_path
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -31,6 +30,7 @@ NONE = "none"  # what `latest` holds before the first checkpoint: a missing file
 WEIGHTS = "weights"
 OPTIMIZER = "optimizer"
 PARTIAL = ".partial"
+REPLACED = ".replaced"
 COUNTERS = {"step", "samples", "tokens"}
 # A run of thousands of ranks has a manifest of tens of megabytes.
 LARGEST_MANIFEST = 2**26
@@ -138,12 +138,15 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
         raise CheckpointError(f"{pointer} cannot be read: {_reason(error)}") from None
     if name == NONE:
         return None
-    if not _NAME.fullmatch(name) or not (folder / name).is_dir():
+    path = folder / name
+    if _NAME.fullmatch(name) and not path.is_dir():
+        path = replaced(path)  # a save of the same step was killed between two renames
+    if not _NAME.fullmatch(name) or not path.is_dir():
         raise CheckpointError(
             f"{pointer} names {name!r}, which is no checkpoint in {folder}; "
             f"there are: {', '.join(path.name for path in present) or 'none'}"
         )
-    return read(folder / name)
+    return read(path)
 
 
 def read(path: Path) -> Checkpoint:
@@ -290,9 +293,9 @@ def write_synced(path: Path, content: bytes) -> None:
     aside = aside_of(path)
     aside.unlink(missing_ok=True)  # not what a link in its place leads to
     aside.write_bytes(content)
-    sync_all([aside])
+    sync_path(aside)
     aside.replace(path)
-    sync_folder(path.parent)
+    sync_path(path.parent)
 
 
 def aside_of(path: Path) -> Path:
@@ -300,7 +303,6 @@ def aside_of(path: Path) -> Path:
     return path.with_name(path.name + PARTIAL)
 
 
-def sync_all(paths: Sequence[Path]) -> None:
-    """Put files and folders on disk, all at once: a file system writes its journal once then."""
-    with ThreadPoolExecutor(len(paths)) as pool:
-        list(pool.map(sync_folder, paths))
+def replaced(path: Path) -> Path:
+    """Return where a checkpoint waits while another one of its step takes its name."""
+    return path.with_name(path.name + REPLACED)

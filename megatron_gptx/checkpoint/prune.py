@@ -4,7 +4,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from megatron_gptx.checkpoint.layout import LATEST, PARTIAL, checkpoints, step_of
+from megatron_gptx.checkpoint.layout import LATEST, PARTIAL, REPLACED, checkpoints, step_of
 from megatron_gptx.config.training import CheckpointConfig
 
 
@@ -29,7 +29,21 @@ def prune(folder: Path, *, newest: Path, options: CheckpointConfig) -> list[Path
 
     A failed delete is left to the next save.
     """
+    for path in folder.glob(f"step-*{REPLACED}"):
+        delete(path)
     return [path for path in superfluous(folder, newest=newest, options=options) if delete(path)]
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a killed run has left half written, and give back what it was replacing."""
+    for torn in folder.glob(f"step-*{PARTIAL}"):
+        shutil.rmtree(torn, ignore_errors=True)
+    for old in folder.glob(f"step-*{REPLACED}"):
+        name = old.with_suffix("")
+        if name.exists():
+            delete(old)
+        else:
+            old.replace(name)
 
 
 def delete_oldest(folder: Path) -> Path | None:

@@ -7,6 +7,8 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,18 +38,18 @@ from megatron_gptx.checkpoint.layout import (
     checkpoints,
     lock,
     optimizer_name,
+    replaced,
     seal,
     step_name,
-    sync_all,
     weights_name,
     write_synced,
 )
-from megatron_gptx.checkpoint.prune import delete, delete_oldest, prune
-from megatron_gptx.checkpoint.tensors import Part, Snapshot, write_parts
+from megatron_gptx.checkpoint.prune import delete, delete_oldest, prune, tidy
+from megatron_gptx.checkpoint.tensors import Part, Snapshot, Written, written
 from megatron_gptx.checkpoint.upload import Upload
 from megatron_gptx.config.schema import Config
 from megatron_gptx.costs.stages import boundaries
-from megatron_gptx.data.files import sync_folder
+from megatron_gptx.data.files import sync_path
 from megatron_gptx.distributed.faults import fault_point
 
 # What a checkpoint may need on disk besides its tensors.
@@ -59,8 +61,8 @@ class Saver:
 
     All ranks write their parts into a folder aside. When all parts are on disk, rank 0 writes the
     manifest, renames the folder and replaces `latest`: no crash leaves a torn checkpoint behind a
-    valid name. With `checkpoint.asynchronous` the parts are copied to host memory and written by a
-    thread, and a later `poll` makes the checkpoint visible.
+    valid name. With `checkpoint.asynchronous` the parts are copied to host memory, a thread does
+    the rest, and a later `poll` tells how it went.
     """
 
     def __init__(
@@ -81,19 +83,21 @@ class Saver:
         self.folder = checkpoint_folder(config.output.run_dir)
         self.leader = dist.get_rank() == 0
         self.run_id = uuid.uuid4().hex
-        self.pending: _Job | None = None
+        self.pending: _Pending | None = None
         self.num_bytes = 0  # of all ranks' parts; the same in each save
         self.pruned: Future[Any] | None = None
         self.buffers: dict[str, Tensor] = {}  # the copies of the last asynchronous save
         self.writer = ThreadPoolExecutor(1, initializer=_yield_to_training)
+        # The writers talk while training does. One that waits for another rank's slow disk is no
+        # hang, so that only the watchdog ends what training waits for.
+        self.group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
         self.pruner = ThreadPoolExecutor(1)
         self.upload: Upload | None = None
         if self.leader:
             if config.checkpoint.upload is not None:
                 self.upload = Upload(config.checkpoint.upload, say=say)
             self.lock = lock(self.folder)
-            for torn in self.folder.glob(f"step-*{PARTIAL}"):
-                shutil.rmtree(torn, ignore_errors=True)
+            tidy(self.folder)
             if not checkpoints(self.folder) and not (self.folder / LATEST).exists():
                 write_synced(self.folder / LATEST, f"{NONE}\n".encode())
         dist.barrier()
@@ -123,12 +127,11 @@ class Saver:
         if self.config.checkpoint.asynchronous and not last:
             copies = [part.snapshot(self.buffers.get(part.name)) for part in parts]
             self.buffers = {copy.name: copy.content for copy in copies}
-            written = self.writer.submit(_write, aside, copies, state["step"])
-            self.pending = _Job(aside, final, self._manifest(state), copies, written)
+            job = _Job(aside, final, self._manifest(state), copies)
+            self.pending = _Pending(job, self.writer.submit(self._commit, job))
         else:
-            written = Future()
-            written.set_result(_write(aside, parts, state["step"]))
-            self._complete(_Job(aside, final, self._manifest(state), parts, written), last=last)
+            job = _Job(aside, final, self._manifest(state), parts)
+            self._complete(job, self._commit(job), last=last)
         if self.pruned and last:
             self.pruned.result()
         if self.upload and last:
@@ -136,74 +139,87 @@ class Saver:
             self.upload.finish(timeout_seconds=self.config.launch.timeout_seconds / 2)
 
     def poll(self) -> None:
-        """Complete the save that is under way if every rank has written its part."""
+        """Complete the save that is under way if it is done on every rank."""
         if self.upload:
             self.upload.poll()
         if self.pending is not None:
-            done = torch.tensor(int(self.pending.written.done()), device=self.engine.device)
-            dist.all_reduce(done, op=dist.ReduceOp.MIN)
-            if done.item():
-                self.finish()
+            outcome = self.pending.outcome
+            if done := outcome.done():
+                outcome.result()  # raises what no other rank knows of
+            flag = torch.tensor(int(done), device=self.engine.device)
+            dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+            if flag.item():
+                self._settle()
 
     def finish(self) -> None:
         """Complete the save that is under way, waiting for it."""
+        self._settle()
         if self.pruned is not None:
             self.pruned.result()
+
+    def _settle(self) -> None:
         if self.pending is not None:
-            job, self.pending = self.pending, None
-            self._complete(job, last=False)
+            pending, self.pending = self.pending, None
+            self._complete(pending.job, pending.outcome.result(), last=False)
 
-    def _complete(self, job: "_Job", *, last: bool) -> None:
-        """Make a checkpoint of what was written, after one more try where the disk was full."""
-        try:
-            try:
-                self._commit(job, job.written.result())
-            except _DiskFullError as error:
-                if not self._drop_oldest():
-                    raise CheckpointError(str(error)) from None
-                self._commit(job, _write(job.aside, job.parts, job.manifest["state"]["step"]))
-        except CheckpointError as error:
-            self._fail(error, last=last)
-        else:
-            self.say(f"step {job.manifest['state']['step']}: saved {job.final}")
-            if self.upload:
-                self.upload.add(job.final)
+    def _complete(self, job: "_Job", problems: "list[_Problem]", *, last: bool) -> None:
+        """Tell of a checkpoint, or of what went wrong after one more try where a disk was full."""
+        if any(problem.disk_full for problem in problems) and self._drop_oldest():
+            problems = self._commit(job)
+        if problems:
+            texts = "; ".join(problem.text for problem in problems)
+            self._fail(CheckpointError(f"{job.final} could not be written: {texts}"), last=last)
+            return
+        self.say(f"step {job.step}: saved {job.final}")
+        if self.upload:
+            self.upload.add(job.final)
 
-    def _commit(self, job: "_Job", mine: "_Files | _Problem") -> None:
-        """Make the folder visible if all ranks have written; all of them raise together if not."""
-        everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, mine)
-        problems = [found for found in everyone if isinstance(found, _Problem)]
+    def _commit(self, job: "_Job") -> "list[_Problem]":
+        """Write all ranks' parts and make the checkpoint visible, or return what went wrong.
+
+        All ranks return the same. What is written here waits for the disk all together.
+        """
+        with ExitStack() as writing:
+            context = written(job.aside, job.parts, step=job.step)
+            mine = _attempt(lambda: writing.enter_context(context))
+            everyone = self._gather(mine.files if isinstance(mine, Written) else mine)
+            if not (problems := _problems(everyone)):
+                failure = None
+                if self.leader:
+                    files = {name: entry for part in everyone for name, entry in part.items()}
+                    failure = _attempt(lambda: mine.others.extend(self._write_manifest(job, files)))
+                # Nothing becomes visible before everything is on disk.
+                problems = _problems(self._gather(_attempt(writing.close) or failure))
         if self.leader and not problems:
-            files = {name: entry for part in everyone for name, entry in part.items()}
-            published = _attempt(lambda: self._publish(job, {**job.manifest, "files": files}))
-            problems = [published] if isinstance(published, _Problem) else []
+            problems = _problems([_attempt(lambda: self._publish(job))])
         if self.leader and problems:
             shutil.rmtree(job.aside, ignore_errors=True)
-        if told := self._from_leader(problems or None):
-            kind = _DiskFullError if any(p.disk_full for p in told) else CheckpointError
-            raise kind(f"{job.final} could not be written: {'; '.join(p.text for p in told)}")
+        return self._from_leader(problems or None) or []
 
-    def _publish(self, job: "_Job", manifest: dict[str, Any]) -> None:
-        step = manifest["state"]["step"]
-        fault_point("manifest", step=step)
-        content = json.dumps(manifest, indent=1).encode()
+    def _write_manifest(self, job: "_Job", files: dict[str, Any]) -> list[Path]:
+        """Write what makes the folder a checkpoint; return what has to be on disk before it is."""
+        fault_point("manifest", step=job.step)
+        content = json.dumps({**job.manifest, "files": files}, indent=1).encode()
         (job.aside / SEAL).write_bytes(seal(content))
         (job.aside / MANIFEST).write_bytes(content)
         pointer = aside_of(self.folder / LATEST)
         pointer.unlink(missing_ok=True)  # not what a link in its place leads to
         pointer.write_bytes(f"{job.final.name}\n".encode())
         folders = [job.aside, *(part for part in job.aside.iterdir() if part.is_dir())]
-        sync_all([job.aside / SEAL, job.aside / MANIFEST, pointer, *folders])
-        fault_point("rename", step=step)
-        if job.final.exists():
-            delete(job.final)
+        return [job.aside / SEAL, job.aside / MANIFEST, pointer, *folders]
+
+    def _publish(self, job: "_Job") -> None:
+        fault_point("rename", step=job.step)
+        if job.final.exists():  # after a return to an earlier step; `latest` may name it
+            delete(replaced(job.final))
+            job.final.replace(replaced(job.final))
+            fault_point("replace", step=job.step)
         job.aside.replace(job.final)
-        fault_point("latest", step=step)
-        pointer.replace(self.folder / LATEST)
-        # Both names lie in this folder, whose journal keeps their order.
-        sync_folder(self.folder)
-        fault_point("prune", step=step)
+        fault_point("latest", step=job.step)
+        aside_of(self.folder / LATEST).replace(self.folder / LATEST)
+        # All names lie in this folder, whose journal keeps their order.
+        sync_path(self.folder)
+        fault_point("prune", step=job.step)
         # To delete a file can take longer than to write it.
         options = self.config.checkpoint
         self.pruned = self.pruner.submit(prune, self.folder, newest=job.final, options=options)
@@ -216,8 +232,8 @@ class Saver:
     def _make_room(self, aside: Path, parts: Sequence[Part | Snapshot]) -> None:
         """Make the folder aside where there is room for all ranks' parts; all raise together."""
         if not self.num_bytes:
-            num_bytes = torch.tensor(sum(p.num_bytes for p in parts), device=self.engine.device)
-            dist.all_reduce(num_bytes)
+            num_bytes = torch.tensor(sum(part.num_bytes for part in parts))
+            dist.all_reduce(num_bytes, group=self.group)
             self.num_bytes = int(num_bytes.item())
         problem: str | None = None
         if self.leader:
@@ -230,13 +246,19 @@ class Saver:
         if problem := self._from_leader(problem):
             raise CheckpointError(f"{aside.with_suffix('')} could not be written: {problem}")
 
+    def _gather(self, mine: Any) -> list[Any]:
+        """Return what every rank has to say."""
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, mine, group=self.group)
+        return everyone
+
     def _from_leader(self, found: Any) -> Any:
         """Return on every rank what rank 0 has found; that it is None takes one small message."""
-        flag = torch.tensor(int(found is not None), device=self.engine.device)
-        dist.broadcast(flag, src=0)
+        flag = torch.tensor(int(found is not None))
+        dist.broadcast(flag, src=0, group=self.group)
         told = [found]
         if flag.item():
-            dist.broadcast_object_list(told, src=0)
+            dist.broadcast_object_list(told, src=0, group=self.group)
         return told[0] if flag.item() else None
 
     def _shortage(self, needed: int) -> str | None:
@@ -294,9 +316,6 @@ class Saver:
         }
 
 
-_Files = dict[str, dict[str, int | str]]
-
-
 class _Problem(NamedTuple):
     """Why a rank could not write."""
 
@@ -311,11 +330,17 @@ class _Job(NamedTuple):
     final: Path
     manifest: dict[str, Any]
     parts: Sequence[Part | Snapshot]
-    written: "Future[_Files | _Problem]"
+
+    @property
+    def step(self) -> int:
+        return int(self.manifest["state"]["step"])
 
 
-class _DiskFullError(CheckpointError):
-    """There was no space left."""
+class _Pending(NamedTuple):
+    """A checkpoint that is being written by a thread."""
+
+    job: _Job
+    outcome: Future[list[_Problem]]
 
 
 def _layout(config: Config) -> dict[str, Any]:
@@ -327,10 +352,6 @@ def _layout(config: Config) -> dict[str, Any]:
         "precision": config.precision,
         "boundaries": boundaries(config),
     }
-
-
-def _write(folder: Path, parts: Sequence[Part | Snapshot], step: int) -> _Files | _Problem:
-    return _attempt(lambda: write_parts(folder, parts, step=step))
 
 
 def _yield_to_training() -> None:
@@ -346,3 +367,7 @@ def _attempt(work: Callable[[], Any]) -> Any:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _Problem(f"{where}{error.strerror or error}", error.errno == errno.ENOSPC)
+
+
+def _problems(found: Sequence[Any]) -> list[_Problem]:
+    return [each for each in found if isinstance(each, _Problem)]

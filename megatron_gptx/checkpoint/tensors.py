@@ -5,9 +5,9 @@ import json
 import os
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +18,10 @@ from torch import Tensor
 
 from megatron_gptx.checkpoint.engine_state import MASTER
 from megatron_gptx.checkpoint.layout import OPTIMIZER, weights_name
+from megatron_gptx.data.files import sync_path
 from megatron_gptx.distributed.faults import fault_point
 
-SYNCING_THREADS = 8
+THREADS = 8  # of each rank: for checksums, and to wait for the disk
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -83,34 +84,49 @@ class Snapshot(NamedTuple):
         return self
 
 
-def write_parts(
-    folder: Path, parts: Sequence[Part | Snapshot], *, step: int
-) -> dict[str, dict[str, int | str]]:
-    """Write the files of a step, and return the size and sha256 of each once they are on disk.
+class Written(NamedTuple):
+    """Files that have been written, and may not be on disk yet."""
+
+    files: dict[str, dict[str, int | str]]  # size and sha256 by name
+    others: list[Path]  # files and folders that have to be on disk together with them
+
+
+@contextmanager
+def written(folder: Path, parts: Sequence[Part | Snapshot], *, step: int) -> Iterator[Written]:
+    """Write the files of a step, which are on disk when the block is left.
 
     A checksum is of what was in memory, so that it also tells of what went wrong on the way.
     """
     with ExitStack() as stack:
-        # A disk works on several files at once, beside which there is time to hash them.
-        syncing = stack.enter_context(ThreadPoolExecutor(SYNCING_THREADS))
-        hashing = stack.enter_context(ThreadPoolExecutor(1))
-        written: dict[str, tuple[int, Future[str], Future[None]]] = {}
+        pool = stack.enter_context(ThreadPoolExecutor(THREADS))
+        for parent in {(folder / part.name).parent for part in parts}:
+            parent.mkdir(parents=True, exist_ok=True)
+        descriptors: list[int] = []
+        sizes: list[int] = []
+        checksums: list[Future[str]] = []
         for part in parts:
-            path = folder / part.name
-            path.parent.mkdir(parents=True, exist_ok=True)
             blocks = part.blocks()
-            file = stack.enter_context(path.open("wb", buffering=0))
+            sizes.append(sum(block.nbytes for block in blocks))
+            checksums.append(pool.submit(_sha256, blocks))
+            file = stack.enter_context((folder / part.name).open("wb", buffering=0))
             _write_all(file.fileno(), blocks)
             fault_point("write", step=step)
-            on_disk = syncing.submit(os.fsync, file.fileno())
-            checksum = hashing.submit(_sha256, blocks)
-            written[part.name] = (sum(block.nbytes for block in blocks), checksum, on_disk)
-        for _, _, on_disk in written.values():
-            on_disk.result()
-        return {
-            name: {"bytes": size, "sha256": checksum.result()}
-            for name, (size, checksum, _) in written.items()
-        }
+            if hasattr(os, "posix_fadvise"):  # Linux
+                # Begins to write, and does not wait: the disk works while the rest is prepared.
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            descriptors.append(file.fileno())
+        result = Written(
+            {
+                part.name: {"bytes": size, "sha256": checksum.result()}
+                for part, size, checksum in zip(parts, sizes, checksums, strict=True)
+            },
+            [],
+        )
+        yield result
+        # All at once: a file system writes its journal once then.
+        on_disk = [pool.map(os.fsync, descriptors), pool.map(sync_path, result.others)]
+        for each in on_disk:
+            list(each)
 
 
 class SavedLayer:

@@ -53,9 +53,9 @@ def open_at(path: Path, size: int) -> BinaryIO:
     return file
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a crash of the machine."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Make a file's content, or the names in a folder, survive a crash of the machine."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.files import copy_bytes, open_at, sync, sync_folder
+from megatron_gptx.data.files import copy_bytes, open_at, sync, sync_path
 from megatron_gptx.data.mmididx import (
     CODES,
     HEADER,
@@ -316,7 +316,7 @@ class IndexedDatasetWriter:
             idx_path(self.prefix).unlink(missing_ok=True)
             self._bin_part.replace(bin_path(self.prefix))
             self._idx_part.replace(idx_path(self.prefix))
-            sync_folder(self.prefix.parent)
+            sync_path(self.prefix.parent)
             self._remove()
         except BaseException:
             if not self._resumable:

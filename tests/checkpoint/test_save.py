@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gptx.checkpoint.layout import lock, newest, step_name
+from megatron_gptx.checkpoint.layout import all_names, damage, lock, newest, step_name
 from megatron_gptx.checkpoint.prune import delete_oldest, prune
 from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.config.schema import Config
@@ -66,6 +66,33 @@ def break_at_every_place(config: Config, process) -> None:
     Path(config.output.run_dir, "seen.json").write_text(json.dumps(seen))
 
 
+def break_between_two_of_one_step(config: Config, process) -> None:
+    """Save a step again, break off where neither is in its place, and save it once more."""
+    from megatron_gptx.distributed.faults import InjectedError
+
+    first, second = counters(1), {**counters(1), "samples": 99}
+    saver, seen = build(config, process), []
+
+    def note() -> None:
+        found = newest(config.output.run_dir)
+        assert found is not None
+        assert damage(found, all_names(found)) is None
+        seen.append((found.path.name, found.manifest["state"]["samples"]))
+
+    saver.save(first, last=True)
+    os.environ["GPTX_FAULT"] = "error:at=replace"
+    with pytest.raises(InjectedError):
+        saver.save(second, last=True)
+    del os.environ["GPTX_FAULT"]
+    note()
+    saver.lock.close()
+    saver = build(config, process)
+    note()
+    saver.save(second, last=True)
+    note()
+    Path(config.output.run_dir, "seen.json").write_text(json.dumps(seen))
+
+
 def kill_one_rank_in_a_save(config: Config, process) -> None:
     saver = build(config, process)
     saver.save(counters(1), last=True)
@@ -107,6 +134,15 @@ def test_a_save_that_breaks_off_leaves_the_checkpoint_before_it(tmp_path):
     # What the broken ones left is cleared by the next run.
     folder = tmp_path / "run" / "checkpoints"
     assert names(folder) == [".lock", "latest", "step-00000001", "step-00000002", "step-00000003"]
+
+
+def test_a_step_that_is_saved_again_is_never_without_a_checkpoint(tmp_path):
+    config = tiny_config(tmp_path, tmp_path / "run")
+    assert start_ranks(as_rank, 1, encode(config), "break_between_two_of_one_step") == [0]
+    seen = json.loads((tmp_path / "run" / "seen.json").read_text())
+    name, samples = step_name(1), counters(1)["samples"]
+    assert seen == [[f"{name}.replaced", samples], [name, samples], [name, 99]]
+    assert names(tmp_path / "run" / "checkpoints") == [".lock", "latest", name]
 
 
 def test_a_rank_killed_inside_a_save_leaves_the_checkpoint_before_it(tmp_path):
