@@ -16,6 +16,7 @@ from tests.runs import tiny_config, write_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "GPTX_TEST_RUN"
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class Launch(NamedTuple):
@@ -31,6 +32,7 @@ class Place:
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self.folder, self.mark = folder, uuid.uuid4().hex
+        self.shared_memory = set(SHARED_MEMORY.iterdir())
         write_corpus(folder)
         options = {"parallel__pipeline_stages": 2, "training__steps": 3, **options}
         config = tiny_config(folder, folder / "run", **options)
@@ -68,6 +70,11 @@ class Place:
 
     def is_empty(self) -> bool:
         return not self.processes()
+
+    def left(self) -> list[str]:
+        """Return what launches have left behind: processes, and names in shared memory."""
+        names = set(SHARED_MEMORY.iterdir()) - self.shared_memory
+        return [f"process {pid}" for pid in self.processes()] + sorted(map(str, names))
 
     def clear(self) -> None:
         for pid in self.processes():

@@ -15,7 +15,7 @@ from megatron_gptx.checkpoint.tensors import SavedLayer
 from megatron_gptx.config.schema import Config
 from megatron_gptx.launcher.command import encode
 from megatron_gptx.model.layers import build_layer
-from tests.runs import start_ranks, tiny_config, train, write_corpus
+from tests.runs import start_ranks, tiny_config, train
 
 STEP = 3
 # Twenty steps of training multiply a rounding error; here one step follows.
@@ -56,13 +56,6 @@ OTHERS = [
 # All pairs take ten minutes: each layout is saved and resumed once where nobody asks for more.
 if not os.environ.get("GPTX_CHAOS"):
     PAIRS = [(saved, MATRIX[(number * 5 + 7) % 12]) for number, saved in enumerate(MATRIX)][::2]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -21,17 +21,10 @@ from megatron_gptx.config.schema import Config
 from megatron_gptx.launcher.command import encode
 from megatron_gptx.model.sequential import GPTXSequential
 from tests.checkpoints import flip, vouch_for
-from tests.runs import losses, start, start_ranks, tiny_config, train, write_corpus
+from tests.runs import losses, start, start_ranks, tiny_config, train
 
 OPTIMIZER_FILE = "optimizer/layer-002.rank-0000.safetensors"
 WEIGHTS_FILE = "weights/layer-002.safetensors"
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

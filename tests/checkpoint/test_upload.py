@@ -13,16 +13,9 @@ from megatron_gptx.checkpoint.upload import Upload
 from megatron_gptx.config.errors import ConfigError
 from megatron_gptx.config.load import load
 from megatron_gptx.config.yaml_writer import dump
-from tests.runs import losses, start, tiny_config, train, write_corpus
+from tests.runs import losses, start, tiny_config, train
 
 WEIGHTS_FILE = "weights/layer-002.safetensors"
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

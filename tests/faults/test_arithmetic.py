@@ -1,18 +1,10 @@
 """Faults of arithmetic that no message tells of: a wrong norm, a resumed run that differs."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from tests.runs import losses, start, tiny_config, train, write_corpus
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
-    return folder
+from tests.runs import losses, start, tiny_config, train
 
 
 def test_stages_without_zero_clip_by_one_common_norm(corpus, tmp_path):

@@ -1,13 +1,16 @@
 """A rank that fails ends the run with its own cause on the screen, and leaves nothing behind."""
 
 import re
+from typing import Any
 
 import pytest
 
-from tests.faults.launched import launch
-from tests.runs import tiny_config, write_corpus
+from tests.launches import Place
 
-LAYOUTS = {"PP 2": {"parallel__pipeline_stages": 2}, "DP 2": {"parallel__data_replicas": 2}}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "PP 2": {},
+    "DP 2": {"parallel__pipeline_stages": 1, "parallel__data_replicas": 2},
+}
 CAUSES = {
     "error": (1, r"error on rank 1 \(traceback in \S+rank-1\.log\): InjectedError: "),
     # As the kernel ends a process when memory runs out.
@@ -20,15 +23,16 @@ CAUSES = {
     [("error", "PP 2", "step"), ("error", "DP 2", "evaluation"), ("kill", "DP 2", "step")],
 )
 def test_one_clear_cause_is_shown_and_not_what_its_peers_met(tmp_path, action, layout, place):
-    write_corpus(tmp_path)
-    config = tiny_config(
-        tmp_path, tmp_path / "run", **LAYOUTS[layout], training__steps=4, evaluation__interval=2
+    options = {**LAYOUTS[layout], "training__steps": 4, "evaluation__interval": 2}
+    launched = Place(tmp_path, **options)
+    done = launched.launch(
+        "train.py", GPTX_FAULT=f"{action}:at={place}:rank=1:step>=2:once={tmp_path / 'struck'}"
     )
-    outcome = launch(config, fault=f"{action}:at={place}:rank=1:step>=2")
+    screen = done.shown + done.said
     status, cause = CAUSES[action]
-    assert outcome.status == status
-    assert re.search(cause, outcome.screen), outcome.screen
-    assert len(re.findall("^error", outcome.screen, flags=re.MULTILINE)) == 1
-    assert "Traceback" not in outcome.screen
-    assert "peer" not in outcome.screen
-    assert outcome.left == []
+    assert done.status == status
+    assert re.search(cause, screen), screen
+    assert len(re.findall("^error", screen, flags=re.MULTILINE)) == 1
+    assert "Traceback" not in screen
+    assert "peer" not in screen
+    assert launched.left() == []

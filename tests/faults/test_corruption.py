@@ -22,7 +22,7 @@ from megatron_gptx.checkpoint.layout import (
 )
 from megatron_gptx.config.schema import Config
 from tests.checkpoints import flip
-from tests.runs import start, tiny_config, train, write_corpus
+from tests.runs import start, tiny_config, train
 
 NUM_CASES = 1000 if os.environ.get("GPTX_CHAOS") else 150
 PAGE = 4096
@@ -32,13 +32,6 @@ LAYOUT: dict[str, Any] = {
     "precision": "bf16",
 }
 OPTIMIZER_FILE = "optimizer/layer-002.rank-0000.safetensors"
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

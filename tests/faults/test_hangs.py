@@ -3,17 +3,22 @@
 import os
 import re
 import sys
+import time
+from typing import Any
 
 import pytest
 
-from tests.faults.launched import Outcome, launch
-from tests.runs import tiny_config, train, write_corpus
+from tests.launches import Place
+from tests.runs import tiny_config, train
 
 TIMEOUT_SECONDS = 8
 # DeepSpeed's launcher gives every rank 30 seconds after SIGTERM, which a stopped one needs.
 BOUND_SECONDS = TIMEOUT_SECONDS + 35
 
-LAYOUTS = {"PP 2": {"parallel__pipeline_stages": 2}, "DP 2": {"parallel__data_replicas": 2}}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "PP 2": {},
+    "DP 2": {"parallel__pipeline_stages": 1, "parallel__data_replicas": 2},
+}
 PLACES = ("step", "save", "load", "evaluation")
 # Each place once, each fault and each layout twice; GPTX_CHAOS=1 runs all that there are.
 OFTEN = (("stop", "PP 2", "save"), ("sleep", "DP 2", "step"), ("sleep", "PP 2", "load"))
@@ -27,31 +32,33 @@ CASES = ALL if os.environ.get("GPTX_CHAOS") else OFTEN
 
 @pytest.mark.parametrize(("action", "layout", "place"), CASES)
 def test_a_rank_that_hangs_ends_the_run_in_time_and_is_named(tmp_path, action, layout, place):
-    write_corpus(tmp_path)
     options = {
         **LAYOUTS[layout],
+        "training__steps": 6,
         "checkpoint__interval": 2,
         "evaluation__interval": 2,
         "launch__timeout_seconds": TIMEOUT_SECONDS,
     }
+    launched, struck = Place(tmp_path, **options), tmp_path / "struck"
     if place == "load":
-        train(tiny_config(tmp_path, tmp_path / "run", **options, training__steps=2))
-    config = tiny_config(tmp_path, tmp_path / "run", **options, training__steps=6)
-    outcome = launch(config, fault=f"{action}:at={place}:rank=1")
-    report(outcome, f"{action} in {place}, {layout}")
-    assert outcome.status == 76
-    assert TIMEOUT_SECONDS <= outcome.seconds <= BOUND_SECONDS
-    assert outcome.screen.count("error") == 1
+        train(tiny_config(tmp_path, tmp_path / "run", **{**options, "training__steps": 2}))
+    done = launched.launch("train.py", GPTX_FAULT=f"{action}:at={place}:rank=1:once={struck}")
+    seconds, screen = time.time() - struck.stat().st_mtime, done.shown + done.said
+    report(f"{action} in {place}, {layout}", seconds, screen)
+    assert done.status == 76
+    assert TIMEOUT_SECONDS <= seconds <= BOUND_SECONDS
+    assert screen.count("error") == 1
     hung = {"stop": r"silent \(last in phase", "sleep": r"in faults\.py:\d+ _suffer"}[action]
     message = f"no progress for .* s: rank 1 is {hung}.*; rank 0 is waiting in [a-z_]+ "
-    assert re.search(message, outcome.screen), outcome.screen
-    assert f"(phase {place}, step " in outcome.screen
+    assert re.search(message, screen), screen
+    assert f"(phase {place}, step " in screen
     # Whichever rank was first; its end is what the other one sees.
-    assert any("most recent call first" in log for log in outcome.logs)
-    assert outcome.left == []
+    logs = [path.read_text() for path in (tmp_path / "run" / "logs").glob("rank-*.log")]
+    assert any("most recent call first" in log for log in logs)
+    assert launched.left() == []
 
 
-def report(outcome: Outcome, case: str) -> None:
+def report(case: str, seconds: float, screen: str) -> None:
     """Print a line for people who ask for it with -s."""
-    said = " ".join(line for line in outcome.screen.splitlines() if "error" in line)
-    sys.stdout.write(f"\n{case}: {outcome.seconds:.1f} s, status {outcome.status}: {said}\n")
+    said = " ".join(line for line in screen.splitlines() if "error" in line)
+    sys.stdout.write(f"\n{case}: {seconds:.1f} s: {said}\n")

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.schema import Config
 from megatron_gptx.inference.evaluate import evaluate, main
 from megatron_gptx.launcher.command import encode
-from tests.runs import tiny_config, train, write_corpus
+from tests.runs import tiny_config, train
 
 # Sums in another order differ by a few float32 rounding steps.
 ROUNDING = 64 * 2.0**-23
@@ -23,13 +22,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

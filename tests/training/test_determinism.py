@@ -1,24 +1,15 @@
 """`training.deterministic` repeats a run bit by bit, and names what cannot be repeated."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from megatron_gptx.launcher.command import encode
-from tests.runs import losses, start_ranks, tiny_config, train, train_rank, write_corpus
+from tests.runs import losses, start_ranks, tiny_config, train, train_rank
 
 LAYOUTS = {
     "two stages": {"parallel__pipeline_stages": 2},
     "two replicas, ZeRO-3": {"parallel__data_replicas": 2, "parallel__zero_stage": 3},
 }
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
-    return folder
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -5,19 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import losses, tiny_config, train, write_corpus
+from tests.runs import losses, tiny_config, train
 
 # One float32 rounding step, relative. Sums in another order differ by a few of these; twenty
 # steps of training multiply them.
 EPSILON = 2.0**-23
 ROUNDING = 64 * EPSILON
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,10 @@
 """A stopped run continues as if it had not been stopped."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from tests.runs import start, tiny_config, train, write_corpus
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
-    return folder
+from tests.runs import start, tiny_config, train
 
 
 def without_speed(rows: list[dict[str, float]]) -> list[dict[str, float]]:

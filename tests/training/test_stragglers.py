@@ -1,23 +1,14 @@
 """The rank that makes the others wait is named, once; equal ranks are not."""
 
-from pathlib import Path
-
 import pytest
 
-from tests.runs import start, tiny_config, write_corpus
+from tests.runs import start, tiny_config
 
 LAYOUTS = {
     "DP 2": {"parallel__data_replicas": 2},
     "PP 2": {"parallel__pipeline_stages": 2},
     "DP 2, ZeRO 2": {"parallel__data_replicas": 2, "parallel__zero_stage": 2},
 }
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
-    return folder
 
 
 @pytest.mark.parametrize(
