@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from megatron_gptx.config.schema import Config
 from megatron_gptx.data.files import write_aside
 from megatron_gptx.data.loader import MicroBatch
 from megatron_gptx.distributed.process import Process, run_worker
+from megatron_gptx.launcher.command import free_port
 
 WARMUP_STEPS = 5
 
@@ -195,9 +195,7 @@ def main(argv: list[str] | None = None) -> int:
         config = load([options.config], [*options.set, f"output.run_dir={run_dir}"])
     except UserError as error:
         parser.exit(2, f"{error}\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ranks = config.parallel.pipeline_stages * (config.parallel.data_replicas or 1)
     # Before a rank imports anything: its threads are counted when PyTorch is loaded.
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))

@@ -8,7 +8,6 @@ import functools
 import json
 import multiprocessing
 import os
-import socket
 import time
 from collections.abc import Callable
 from multiprocessing import connection, forkserver
@@ -20,7 +19,7 @@ import pytest
 
 from megatron_gptx.config.schema import Config
 from megatron_gptx.data.indexed_dataset import IndexedDatasetWriter
-from megatron_gptx.launcher.command import encode
+from megatron_gptx.launcher.command import encode, free_port
 
 VOCAB_SIZE = 64
 
@@ -106,9 +105,7 @@ def start_ranks(
     As in DeepSpeed's launcher, the first one that fails ends the others within a second. What
     people would see is written to `screen`.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     # The server, and with it a rank, does not see what a test sets.
     fault = os.environ.get("GPTX_FAULT", "")
     processes = [

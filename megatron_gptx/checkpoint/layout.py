@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.data.files import file_sha256, sync_path
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"
 LATEST = "latest"
@@ -71,7 +71,7 @@ def step_name(step: int) -> str:
 
 def step_of(path: Path) -> int:
     """Return the step of a checkpoint's folder."""
-    return int(path.name.removeprefix("step-"))
+    return int(path.name.removeprefix("step-").removesuffix(REPLACED))
 
 
 def weights_name(layer: int) -> str:
@@ -87,7 +87,18 @@ def optimizer_name(layer: int, rank: int) -> str:
 def checkpoints(folder: Path) -> list[Path]:
     """Return the visible checkpoints of a folder, oldest first."""
     found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    # A save of the same step was killed between two renames.
+    found += [path for path in replaced_ones(folder) if not path.with_suffix("").exists()]
     return sorted(found, key=step_of)
+
+
+def replaced_ones(folder: Path) -> list[Path]:
+    """Return the checkpoints that wait while others of their steps take their names."""
+    return [
+        path
+        for path in folder.glob(f"step-*{REPLACED}")
+        if _NAME.fullmatch(path.name.removesuffix(REPLACED)) and path.is_dir()
+    ]
 
 
 def printable(text: str) -> str:
@@ -120,6 +131,17 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
     """Return the checkpoint that `latest` names, or None where the run has saved none.
 
     Raises:
+        CheckpointError: `latest` is missing beside checkpoints, or names something else; or the
+            manifest cannot be read.
+    """
+    path = named_newest(run_dir)
+    return None if path is None else read(path)
+
+
+def named_newest(run_dir: str | Path) -> Path | None:
+    """Return the folder that `latest` names, or None where the run has saved none.
+
+    Raises:
         CheckpointError: `latest` is missing beside checkpoints, or names something else.
     """
     folder = checkpoint_folder(run_dir)
@@ -138,15 +160,13 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
         raise CheckpointError(f"{pointer} cannot be read: {_reason(error)}") from None
     if name == NONE:
         return None
-    path = folder / name
-    if _NAME.fullmatch(name) and not path.is_dir():
-        path = replaced(path)  # a save of the same step was killed between two renames
-    if not _NAME.fullmatch(name) or not path.is_dir():
+    found = [path for path in present if path.name.removesuffix(REPLACED) == name]
+    if not found:
         raise CheckpointError(
             f"{pointer} names {name!r}, which is no checkpoint in {folder}; "
             f"there are: {', '.join(path.name for path in present) or 'none'}"
         )
-    return read(path)
+    return found[0]
 
 
 def read(path: Path) -> Checkpoint:
@@ -181,7 +201,7 @@ def read(path: Path) -> Checkpoint:
             f"write the name of another checkpoint into {path.parent / LATEST}"
         )
     found = Checkpoint(path, manifest)
-    if _NAME.fullmatch(path.name) and found.step != step_of(path):
+    if _NAME.fullmatch(path.name.removesuffix(REPLACED)) and found.step != step_of(path):
         raise CheckpointError(f"{path} holds the checkpoint of another step, {found.step}")
     return found
 
@@ -225,11 +245,16 @@ def _is_manifest(value: Any) -> bool:
         return False
     state, optimizer, config, files = (value[p] for p in parts if p != "layout")
     scale = optimizer.get("loss_scale") or {}
+    guard = value.get("guard")
     return (
         state.keys() == COUNTERS
         and all(_is_count(count) for count in (*state.values(), optimizer.get("steps")))
         and isinstance(scale, dict)
         and all(isinstance(s, int | float) and math.isfinite(s) for s in scale.values())
+        and isinstance(guard, dict)
+        and all(_is_count(guard.get(name, 0)) for name in ("bad_steps", "in_a_row"))
+        and isinstance(losses := guard.get("losses", []), list)
+        and all(isinstance(loss, float) and math.isfinite(loss) for loss in losses)
         and isinstance(config.get("model"), dict)
         and all(
             _FILE.fullmatch(name)

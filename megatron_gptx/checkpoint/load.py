@@ -1,6 +1,7 @@
 """Loading: nothing is read that the manifest does not vouch for, and nothing is unpickled."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from megatron_gptx.checkpoint.layout import (
     checkpoint_folder,
     checkpoints,
     damage,
+    named_newest,
     newest,
     printable,
     read,
+    step_of,
     weights_name,
 )
 from megatron_gptx.checkpoint.tensors import SavedLayer
@@ -35,7 +38,7 @@ from megatron_gptx.config.schema import Config
 from megatron_gptx.distributed.faults import fault_point
 
 
-def resume(engine: Any, *, config: Config, say: Callable[[str], None]) -> dict[str, int] | None:
+def resume(engine: Any, *, config: Config, say: Callable[[str], None]) -> Checkpoint | None:
     """Load the run's newest checkpoint into a DeepSpeed engine; every rank calls this.
 
     The checkpoint may have been saved by any number of stages and replicas, at any ZeRO stage and
@@ -47,7 +50,7 @@ def resume(engine: Any, *, config: Config, say: Callable[[str], None]) -> dict[s
         say: takes one line for each option that was another one when the checkpoint was saved.
 
     Returns:
-        The saved counters, or None where there is no checkpoint.
+        What has been loaded, or None where there is no checkpoint.
 
     Raises:
         CheckpointError: the checkpoint is damaged or of another model, or there must be none.
@@ -60,46 +63,37 @@ def resume(engine: Any, *, config: Config, say: Callable[[str], None]) -> dict[s
         say(printable(f"changed since {found.path.name}: {change}"))
     fault_point("load", step=found.step)
     _load(engine, found, config)
-    return dict(found.manifest["state"])
+    return found
 
 
 def _choose(config: Config, say: Callable[[str], None]) -> Checkpoint | None:
     """Return the newest checkpoint, all of whose files are intact; every rank finds the same."""
-    chosen: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            chosen = [newest(config.output.run_dir)]
-        except CheckpointError as error:
-            chosen = [error]
-    dist.broadcast_object_list(chosen, src=0)
+    found = _by_leader(lambda: newest(config.output.run_dir))
     start = config.checkpoint.start
-    if isinstance(chosen[0], CheckpointError) and start != "intact":
-        raise chosen[0]
-    if chosen[0] is None:
+    if start == "intact" and found is not None:
+        return _newest_intact(config, say)
+    if isinstance(found, CheckpointError):
+        raise found
+    if found is None:
         return None
     if start == "fresh":
         raise CheckpointError(
-            f"checkpoint.start is 'fresh', but {chosen[0].path} exists; choose another "
+            f"checkpoint.start is 'fresh', but {found.path} exists; choose another "
             "output.run_dir, or checkpoint.start: auto to resume"
         )
-    if start == "auto":
-        if problem := _damage(chosen[0]):
-            raise CheckpointError(
-                f"{chosen[0].path} is damaged: {problem}; to go on from the newest intact one, "
-                "resume with checkpoint.start: intact"
-            )
-        return chosen[0]
-    return _newest_intact(config, say)
+    if problem := _damage(found):
+        raise CheckpointError(
+            f"{found.path} is damaged: {problem}; to go on from the newest intact one, "
+            "resume with checkpoint.start: intact"
+        )
+    return found
 
 
 def _newest_intact(config: Config, say: Callable[[str], None]) -> Checkpoint:
-    names = [checkpoints(checkpoint_folder(config.output.run_dir))[::-1]]
-    dist.broadcast_object_list(names, src=0)
-    for path in names[0]:
-        try:
-            candidate = read(path)
-        except CheckpointError as error:
-            say(f"passed over: {error}")
+    for path in _by_leader(lambda: candidates(config.output.run_dir)):
+        candidate = _by_leader(partial(read, path))
+        if isinstance(candidate, CheckpointError):
+            say(f"passed over: {candidate}")
             continue
         if problem := _damage(candidate):
             say(f"passed over: {path} is damaged: {problem}")
@@ -108,10 +102,34 @@ def _newest_intact(config: Config, say: Callable[[str], None]) -> Checkpoint:
     raise CheckpointError(f"{checkpoint_folder(config.output.run_dir)} holds no intact checkpoint")
 
 
+def candidates(run_dir: str | Path) -> list[Path]:
+    """Return a run's checkpoints, the newest first; a future that was given up comes last."""
+    present = checkpoints(checkpoint_folder(run_dir))
+    try:
+        named = named_newest(run_dir)
+    except CheckpointError:
+        named = None
+    last = step_of(named or present[-1]) if present else 0
+    return sorted(present, key=lambda path: (step_of(path) > last, -step_of(path)))
+
+
+def _by_leader(work: Callable[[], Any]) -> Any:
+    """Return on every rank what some work returns on rank 0, or the CheckpointError it raises."""
+    told: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            told = [work()]
+        except CheckpointError as error:
+            told = [error]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
+
+
 def _damage(checkpoint: Checkpoint) -> str | None:
     """Check every file once, each by one of the ranks, and return what any of them has found."""
     problems: list[str | None] = [None] * dist.get_world_size()
-    mine = all_names(checkpoint)[dist.get_rank() :: dist.get_world_size()]
+    names = _by_leader(lambda: all_names(checkpoint))
+    mine = names[dist.get_rank() :: dist.get_world_size()]
     fault_point("verify", step=checkpoint.step)
     dist.all_gather_object(problems, damage(checkpoint, mine))
     return "; ".join(problem for problem in problems if problem) or None
@@ -204,7 +222,7 @@ _FREE = ("dropout", "attention.dropout", "init_std")
 def changed_options(checkpoint: Checkpoint, config: Config) -> list[str]:
     """Return the options that a run is resumed with another value of, one line each."""
     changes = changed_values(checkpoint.manifest["config"], config.model_dump())
-    return [change for change in changes if not change.startswith("launch.")]
+    return [change for change in changes if not change.startswith(("launch.", "checkpoint.start"))]
 
 
 def changed_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

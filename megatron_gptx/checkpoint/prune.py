@@ -4,7 +4,14 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from megatron_gptx.checkpoint.layout import LATEST, PARTIAL, REPLACED, checkpoints, step_of
+from megatron_gptx.checkpoint.layout import (
+    LATEST,
+    PARTIAL,
+    aside_of,
+    checkpoints,
+    replaced_ones,
+    step_of,
+)
 from megatron_gptx.config.training import CheckpointConfig
 
 
@@ -29,16 +36,20 @@ def prune(folder: Path, *, newest: Path, options: CheckpointConfig) -> list[Path
 
     A failed delete is left to the next save.
     """
-    for path in folder.glob(f"step-*{REPLACED}"):
-        delete(path)
-    return [path for path in superfluous(folder, newest=newest, options=options) if delete(path)]
+    with contextlib.suppress(OSError, ValueError):  # that somebody else deletes is no mistake
+        for path in replaced_ones(folder):
+            delete(path)
+        found = superfluous(folder, newest=newest, options=options)
+        return [path for path in found if delete(path)]
+    return []
 
 
 def tidy(folder: Path) -> None:
     """Remove what a killed run has left half written, and give back what it was replacing."""
     for torn in folder.glob(f"step-*{PARTIAL}"):
         shutil.rmtree(torn, ignore_errors=True)
-    for old in folder.glob(f"step-*{REPLACED}"):
+    aside_of(folder / LATEST).unlink(missing_ok=True)
+    for old in replaced_ones(folder):
         name = old.with_suffix("")
         if name.exists():
             delete(old)
@@ -46,16 +57,17 @@ def tidy(folder: Path) -> None:
             old.replace(name)
 
 
-def delete_oldest(folder: Path) -> Path | None:
-    """Delete the oldest checkpoint, or return None where it is the only one or cannot be deleted.
+def delete_oldest(folder: Path, options: CheckpointConfig) -> Path | None:
+    """Delete the oldest checkpoint, or return None where there is none that may be deleted.
 
-    The one that `latest` names stays.
+    The one that `latest` names stays, and so do those of `keep_every` and `keep_steps`.
     """
     with contextlib.suppress(OSError, ValueError):
         latest = (folder / LATEST).read_text(encoding="utf-8").strip()
-        others = [path for path in checkpoints(folder) if path.name != latest]
-        if others and (folder / latest).is_dir() and delete(others[0]):
-            return others[0]
+        if (folder / latest).is_dir():
+            for path in checkpoints(folder):
+                if path.name != latest and not _kept(step_of(path), options) and delete(path):
+                    return path
     return None
 
 

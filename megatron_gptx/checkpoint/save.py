@@ -7,7 +7,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,11 +102,14 @@ class Saver:
                 write_synced(self.folder / LATEST, f"{NONE}\n".encode())
         dist.barrier()
 
-    def save(self, state: Mapping[str, int], *, last: bool) -> None:
+    def save(
+        self, state: Mapping[str, int], *, last: bool, guard: Mapping[str, Any] | None = None
+    ) -> None:
         """Save the state of this step.
 
         Args:
             state: counters of the run: step, samples, tokens.
+            guard: what it goes on from.
             last: whether nothing follows: the checkpoint is then complete when this returns, and
                 one that cannot be written is an error.
 
@@ -124,13 +127,14 @@ class Saver:
         except CheckpointError as error:
             self._fail(error, last=last)
             return
+        manifest = {**self._manifest(), "state": dict(state), "guard": dict(guard or {})}
         if self.config.checkpoint.asynchronous and not last:
             copies = [part.snapshot(self.buffers.get(part.name)) for part in parts]
             self.buffers = {copy.name: copy.content for copy in copies}
-            job = _Job(aside, final, self._manifest(state), copies)
+            job = _Job(aside, final, manifest, copies)
             self.pending = _Pending(job, self.writer.submit(self._commit, job))
         else:
-            job = _Job(aside, final, self._manifest(state), parts)
+            job = _Job(aside, final, manifest, parts)
             self._complete(job, self._commit(job), last=last)
         if self.pruned and last:
             self.pruned.result()
@@ -183,13 +187,14 @@ class Saver:
             context = written(job.aside, job.parts, step=job.step)
             mine = _attempt(lambda: writing.enter_context(context))
             everyone = self._gather(mine.files if isinstance(mine, Written) else mine)
-            if not (problems := _problems(everyone)):
-                failure = None
-                if self.leader:
-                    files = {name: entry for part in everyone for name, entry in part.items()}
-                    failure = _attempt(lambda: mine.others.extend(self._write_manifest(job, files)))
-                # Nothing becomes visible before everything is on disk.
-                problems = _problems(self._gather(_attempt(writing.close) or failure))
+            problems, failure = _problems(everyone), None
+            if self.leader and not problems:
+                files = {name: entry for part in everyone for name, entry in part.items()}
+                failure = _attempt(lambda: mine.others.extend(self._write_manifest(job, files)))
+            # Nothing becomes visible before everything is on disk, and nothing is removed that a
+            # rank still writes.
+            later = self._gather(_attempt(writing.close) or failure)
+            problems = problems or _problems(later)
         if self.leader and not problems:
             problems = _problems([_attempt(lambda: self._publish(job))])
         if self.leader and problems:
@@ -214,7 +219,11 @@ class Saver:
             delete(replaced(job.final))
             job.final.replace(replaced(job.final))
             fault_point("replace", step=job.step)
-        job.aside.replace(job.final)
+        try:
+            job.aside.replace(job.final)
+        except OSError:
+            tidy(self.folder)  # gives the old one its name back
+            raise
         fault_point("latest", step=job.step)
         aside_of(self.folder / LATEST).replace(self.folder / LATEST)
         # All names lie in this folder, whose journal keeps their order.
@@ -240,6 +249,7 @@ class Saver:
             try:
                 problem = self._shortage(self.num_bytes + MARGIN_BYTES)
                 if problem is None:
+                    shutil.rmtree(aside, ignore_errors=True)  # of an attempt that failed
                     aside.mkdir()
             except OSError as error:
                 problem = f"{error.filename}: {error.strerror}"
@@ -262,18 +272,23 @@ class Saver:
         return told[0] if flag.item() else None
 
     def _shortage(self, needed: int) -> str | None:
-        while (free := shutil.disk_usage(self.folder).free) < needed:
-            if (dropped := delete_oldest(self.folder)) is None:
-                return f"no space left: it needs {needed:,} bytes, and {free:,} are free"
-            self.say(f"deleted {dropped}: no space left for a newer one")
-        return None
+        """Return what is wrong where there is no room, even without the oldest checkpoint."""
+        if shutil.disk_usage(self.folder).free < needed:
+            self._delete_oldest()
+        free = shutil.disk_usage(self.folder).free
+        if free >= needed:
+            return None
+        return f"no space left: it needs {needed:,} bytes, and {free:,} are free"
 
     def _drop_oldest(self) -> bool:
         """Delete the oldest checkpoint but the newest; return on every rank whether one is gone."""
-        dropped = delete_oldest(self.folder) if self.leader else None
+        return self._from_leader(self._delete_oldest() if self.leader else None) is not None
+
+    def _delete_oldest(self) -> Path | None:
+        dropped = delete_oldest(self.folder, self.config.checkpoint)
         if dropped is not None:
             self.say(f"deleted {dropped}: no space left for a newer one")
-        return self._from_leader(dropped) is not None
+        return dropped
 
     def _parts(self) -> Iterator[Part | Snapshot]:
         """Yield what this rank writes: its share of the layers, and its optimizer state."""
@@ -301,11 +316,10 @@ class Saver:
         """Return whether this replica writes what all replicas have of a layer."""
         return layer % (self.config.parallel.data_replicas or 1) == self.replica
 
-    def _manifest(self, state: Mapping[str, int]) -> dict[str, Any]:
+    def _manifest(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "run": self.run_id,
-            "state": dict(state),
             "optimizer": {
                 "steps": get_steps(self.engine),
                 "loss_scale": get_loss_scale(self.engine),
@@ -357,7 +371,8 @@ def _layout(config: Config) -> dict[str, Any]:
 def _yield_to_training() -> None:
     """Let this thread, and those that it starts, run while a processor has nothing else to do."""
     if hasattr(os, "SCHED_IDLE"):  # Linux
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        with suppress(OSError):  # a sandbox may forbid it
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _attempt(work: Callable[[], Any]) -> Any:
@@ -366,7 +381,8 @@ def _attempt(work: Callable[[], Any]) -> Any:
         return work()
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _Problem(f"{where}{error.strerror or error}", error.errno == errno.ENOSPC)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return _Problem(f"{where}{error.strerror or error}", full)
 
 
 def _problems(found: Sequence[Any]) -> list[_Problem]:

@@ -36,15 +36,17 @@ class Upload:
                 f"checkpoint.upload: {url} cannot be used: {type(error).__name__}: {error}"
             ) from None
         self.url, self.say = url, say
-        self.waiting: list[Path] = []
+        self.waiting: dict[Path, int] = {}  # what is to be copied, and its place in the order
+        self.added = self.uploaded = 0  # places of the last one that was added, and copied
         self.told: SimpleQueue[str] = SimpleQueue()
         self.thread: Thread | None = None
         self.due = False
 
     def add(self, checkpoint: Path) -> None:
         """Copy a checkpoint soon."""
-        if checkpoint not in self.waiting:
-            self.waiting.append(checkpoint)
+        self.added += 1
+        self.waiting.pop(checkpoint, None)
+        self.waiting[checkpoint] = self.added
         self.due = True
         self.poll()
 
@@ -55,7 +57,7 @@ class Upload:
         if self.due and not (self.thread and self.thread.is_alive()):
             self.due = False
             # A daemon: a place that does not answer keeps no run from ending.
-            self.thread = Thread(target=self._copy_all, args=[list(self.waiting)], daemon=True)
+            self.thread = Thread(target=self._copy_all, args=[dict(self.waiting)], daemon=True)
             self.thread.start()
 
     def finish(self, *, timeout_seconds: float) -> None:
@@ -69,11 +71,12 @@ class Upload:
             names = ", ".join(path.name for path in self.waiting)
             self.say(f"{names} not uploaded to {self.url} within {timeout_seconds:.0f} s")
 
-    def _copy_all(self, checkpoints: list[Path]) -> None:
+    def _copy_all(self, checkpoints: dict[Path, int]) -> None:
         os.nice(19)  # of this thread
-        for path in checkpoints:
+        # The newest first: older ones may be deleted before their turn comes.
+        for path, number in reversed(checkpoints.items()):
             try:
-                self._copy(path)
+                self._copy(path, number)
             except Exception as error:  # an outage elsewhere never stops a run
                 again = "it is tried again with the next one" if path.exists() else "it is deleted"
                 what = f"{type(error).__name__}: {error}; {again}"
@@ -82,13 +85,16 @@ class Upload:
                     continue
             else:
                 self.told.put(f"uploaded {path.name} to {self.url}")
-            self.waiting.remove(path)
+            if self.waiting.get(path) == number:  # else it has been saved once more
+                del self.waiting[path]
 
-    def _copy(self, path: Path) -> None:
+    def _copy(self, path: Path, number: int) -> None:
         target = f"{self.root}/{path.name}"
         if self.system.exists(f"{target}/{MANIFEST}"):
             self.system.rm_file(f"{target}/{MANIFEST}")  # this step has been saved before
         for name in (*read(path).manifest["files"], SEAL, MANIFEST):
             self.system.makedirs(f"{target}/{name}".rpartition("/")[0], exist_ok=True)
             self.system.put_file(str(path / name), f"{target}/{name}")
-        self.system.pipe_file(f"{self.root}/{LATEST}", f"{path.name}\n".encode())
+        if number > self.uploaded:
+            self.system.pipe_file(f"{self.root}/{LATEST}", f"{path.name}\n".encode())
+            self.uploaded = number

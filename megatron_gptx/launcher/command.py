@@ -3,10 +3,12 @@
 import base64
 import json
 import os
+import random
 import socket
 import sys
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from megatron_gptx.config.schema import Config
@@ -16,6 +18,8 @@ from megatron_gptx.launcher.hosts import hosts_command
 # Scripts that run as one local process; every other one is started on all ranks.
 SINGLE_PROCESS = ("generate.py", "evaluate.py")
 WITHOUT_ARGUMENTS = ("train.py",)
+# Below those that Linux gives to programs that ask for none in particular.
+PORTS = range(20_000, 32_000)
 
 
 def encode(config: Config) -> str:
@@ -34,7 +38,7 @@ def rendezvous(config: Config) -> dict[str, str | int]:
     if address is None:
         hostfile = config.launch.hostfile
         address = next(iter(hostfile_slots(Path(hostfile)))) if hostfile else "127.0.0.1"
-    return {"master_addr": address, "master_port": config.launch.master_port or _free_port()}
+    return {"master_addr": address, "master_port": config.launch.master_port or free_port()}
 
 
 def launch_command(
@@ -84,7 +88,13 @@ def environment(placement: Placement) -> dict[str, str]:
     return variables
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """Return a port that nobody has, for the ranks to meet at.
+
+    Not one that the system would give, for it gives them to others too before the ranks are there.
+    """
+    while True:
+        port = random.SystemRandom().choice(PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port

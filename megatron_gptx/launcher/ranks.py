@@ -73,6 +73,8 @@ def launch(
             "newest intact checkpoint\n"
         )
         prepare_logs(run_dir)
+        intact = config.checkpoint.model_copy(update={"start": "intact"})
+        config = config.model_copy(update={"checkpoint": intact})
     raise AssertionError("unreachable: restarts are counted")
 
 

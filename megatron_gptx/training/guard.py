@@ -3,6 +3,8 @@
 import math
 import statistics
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.schema import Config
@@ -24,6 +26,19 @@ class Guard:
         self.scales_loss = config.precision == "fp16"
         self.losses: deque[float] = deque(maxlen=WINDOW)
         self.bad_steps = self.in_a_row = self.rewinds = 0
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs in order to judge as this one would."""
+        return {
+            "bad_steps": self.bad_steps,
+            "in_a_row": self.in_a_row,
+            "losses": list(self.losses),
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a saved state; an empty one is that of a new run."""
+        self.bad_steps, self.in_a_row = saved.get("bad_steps", 0), saved.get("in_a_row", 0)
+        self.losses = deque(saved.get("losses", ()), maxlen=WINDOW)
 
     def judge(self, result: StepResult) -> str | None:
         """Return what was wrong with a step, or None; count it."""

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from megatron_gptx.checkpoint.layout import step_name
+from megatron_gptx.checkpoint.layout import Checkpoint, step_name
 from megatron_gptx.checkpoint.load import resume
 from megatron_gptx.checkpoint.save import Saver
 from megatron_gptx.config.errors import UserError
@@ -58,7 +58,10 @@ class Pretraining:
         alone = config.parallel.zero_stage < 3
         self.stragglers = Stragglers(self.engine.deepspeed.module, process.device, alone=alone)
         self.saver = Saver(self.engine.deepspeed, config, replica=self.engine.replica, say=self.say)
-        self.state = self._load(config) or TrainingState()
+        self.state = TrainingState()
+        if saved := self._load(config):
+            self.state = TrainingState(**saved.manifest["state"])
+            self.guard.restore(saved.manifest["guard"])
         self.save_is_due = False
 
     def run(self) -> None:
@@ -184,7 +187,8 @@ class Pretraining:
         self.saver.poll()
         if saving:
             self.save_is_due = False
-            self.saver.save(self.state._asdict(), last=last or must)
+            guard = self.guard.state()
+            self.saver.save(self.state._asdict(), last=last or must, guard=guard)
             self.monitor.start(self.state)
 
     def _asked_to_end(self) -> str:
@@ -193,10 +197,9 @@ class Pretraining:
             return ""
         return self.stop.agreed(self.process.device)
 
-    def _load(self, config: Config) -> TrainingState | None:
+    def _load(self, config: Config) -> Checkpoint | None:
         self.watch.begin("load", 0)
-        saved = resume(self.engine.deepspeed, config=config, say=self.say)
-        return None if saved is None else TrainingState(**saved)
+        return resume(self.engine.deepspeed, config=config, say=self.say)
 
     def _go_back(self) -> None:
         """Load the newest checkpoint again; the samples since then are not taken again."""
@@ -212,7 +215,7 @@ class Pretraining:
                 "there is no checkpoint to go back to: look at the data named above, or lower "
                 "optimizer.lr"
             )
-        self.state = saved._replace(samples=left.samples)
+        self.state = TrainingState(**saved.manifest["state"])._replace(samples=left.samples)
         self.monitor.note(
             f"step {left.step}: back to step {saved.step}, on behind sample {left.samples - 1} "
             f"(return {self.guard.rewinds} of at most {options.max_rewinds})"

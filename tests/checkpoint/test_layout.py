@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from megatron_gptx.checkpoint.layout import (
+    FORMAT,
     CheckpointError,
     checkpoints,
     damage,
     newest,
     read,
+    replaced,
     step_name,
     write_synced,
 )
@@ -26,7 +28,8 @@ def write_checkpoint(run_dir: Path, step: int) -> Path:
     file = folder / "weights" / "a.bin"
     file.write_bytes(b"the weights")
     manifest = {
-        "format": 2,
+        "format": FORMAT,
+        "guard": {},
         "state": {"step": step, "samples": 8 * step, "tokens": 256 * step},
         "optimizer": {"steps": step},
         "layout": {},
@@ -53,6 +56,18 @@ def test_the_newest_checkpoint_is_the_one_that_latest_names(tmp_path):
     found = newest(tmp_path)
     assert found is not None
     assert found.step == 3
+
+
+def test_a_checkpoint_that_lost_its_name_to_nobody_is_still_there(tmp_path):
+    path = write_checkpoint(tmp_path, 2)
+    (tmp_path / "checkpoints" / "latest").write_text("step-00000002\n")
+    path.rename(replaced(path))
+    found = newest(tmp_path)
+    assert found is not None
+    assert (found.path, found.step) == (replaced(path), 2)
+    assert checkpoints(path.parent) == [replaced(path)]
+    write_checkpoint(tmp_path, 2)
+    assert checkpoints(path.parent) == [path]
 
 
 def test_a_checkpoint_that_latest_does_not_name_yet_does_not_count(tmp_path):
@@ -112,14 +127,14 @@ def test_checkpoints_are_ordered_by_step_and_nothing_else_counts(tmp_path):
 
 MANIFESTS = {
     "nothing": b"",
-    "half of it": b'{"format": 2, "sta',
+    "half of it": f'{{"format": {FORMAT}, "sta'.encode(),
     "no text": b"\xff\xfe\x00",
     "nested without end": b"[" * 100_000,
     "null": b"null",
     "a list": b"[]",
     "a number": b"1",
     "an empty object": b"{}",
-    "only a format": b'{"format": 2}',
+    "only a format": f'{{"format": {FORMAT}}}'.encode(),
 }
 CHANGES = {
     "a state that is no object": ("state", None),
@@ -129,6 +144,9 @@ CHANGES = {
     "a list of files": ("files", ["weights/a.bin"]),
     "a file without a checksum": ("files", {"weights/a.bin": {"bytes": 11}}),
     "a file that is a number": ("files", {"weights/a.bin": 11}),
+    "no guard": ("guard", None),
+    "a guard that counts backwards": ("guard", {"bad_steps": -1}),
+    "a guard of losses that are none": ("guard", {"losses": [float("nan")]}),
     "no model": ("config", {}),
     "a model that is a list": ("config", {"model": []}),
     "a layout that is a list": ("layout", []),
@@ -160,8 +178,10 @@ def test_a_missing_manifest_is_named(checkpoint):
 
 
 def test_another_format_is_named_with_the_one_that_is_read(checkpoint):
-    write_manifest(checkpoint.path, {**checkpoint.manifest, "format": 3})
-    with pytest.raises(CheckpointError, match=r"has format 3, this version reads 2"):
+    write_manifest(checkpoint.path, {**checkpoint.manifest, "format": FORMAT + 1})
+    with pytest.raises(
+        CheckpointError, match=rf"has format {FORMAT + 1}, this version reads {FORMAT}"
+    ):
         read(checkpoint.path)
 
 

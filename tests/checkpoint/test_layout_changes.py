@@ -91,10 +91,10 @@ def resume_and_go_on(packed: str, there: Path) -> None:
 
     def work(process: Process) -> None:
         engine = build_engine(config, process, say=print)
-        state = resume(engine.deepspeed, config=config, say=print)
-        assert state is not None
+        loaded = resume(engine.deepspeed, config=config, say=print)
+        assert loaded is not None
         saver = Saver(engine.deepspeed, elsewhere, replica=engine.replica, say=print)
-        saver.save(state, last=True)
+        saver.save(loaded.manifest["state"], last=True)
         pretrain(config, process, Stop(Path(config.output.run_dir)))
 
     run_worker(work, run_dir=Path(config.output.run_dir), launch=config.launch)

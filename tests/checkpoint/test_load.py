@@ -10,8 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatron_gptx.checkpoint.layout import Checkpoint, CheckpointError, newest
+from megatron_gptx.checkpoint.layout import (
+    Checkpoint,
+    CheckpointError,
+    newest,
+    step_name,
+    step_of,
+)
 from megatron_gptx.checkpoint.load import (
+    candidates,
     changed_options,
     check_model,
     load_layers,
@@ -83,12 +90,12 @@ def saved_twice(packed: str, target: Path) -> None:
         other = config.training.model_copy(update={"seed": 5})
         fresh = config.model_copy(update={"training": other})
         engine = build_engine(fresh, process, say=lambda text: None)
-        state = resume(engine.deepspeed, config=config, say=print)
-        assert state is not None
+        loaded = resume(engine.deepspeed, config=config, say=print)
+        assert loaded is not None
         output = config.output.model_copy(update={"run_dir": str(target)})
         config_there = config.model_copy(update={"output": output})
         saver = Saver(engine.deepspeed, config_there, replica=engine.replica, say=print)
-        saver.save(state, last=True)
+        saver.save(loaded.manifest["state"], last=True)
 
     run_worker(work, run_dir=target, launch=LaunchConfig(timeout_seconds=60))
 
@@ -191,6 +198,16 @@ def test_a_damaged_checkpoint_is_passed_over_where_that_is_asked_for(corpus, tmp
     assert "resumed at step 2" in said
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["loss"] for row in rows] == losses(whole)
+
+
+@pytest.mark.parametrize(
+    ("latest", "order"), [("step-00000004", [4, 2, 8, 6]), ("step-00000005", [8, 6, 4, 2])]
+)
+def test_a_future_that_was_given_up_is_tried_last(tmp_path, latest, order):
+    for step in (2, 4, 6, 8):
+        (tmp_path / "checkpoints" / step_name(step)).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "latest").write_text(latest)
+    assert [step_of(path) for path in candidates(tmp_path)] == order
 
 
 def test_another_model_is_refused_with_all_differences(trained, corpus, tmp_path):

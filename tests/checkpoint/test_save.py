@@ -229,9 +229,9 @@ def test_chosen_checkpoints_are_kept_for_ever(tmp_path):
 
 def test_the_checkpoint_that_latest_names_is_never_the_oldest(tmp_path):
     make_checkpoints(tmp_path, 20, 30, 10)
-    assert delete_oldest(tmp_path) == tmp_path / step_name(20)
-    assert delete_oldest(tmp_path) == tmp_path / step_name(30)
-    assert delete_oldest(tmp_path) is None
+    assert delete_oldest(tmp_path, kept(1)) == tmp_path / step_name(20)
+    assert delete_oldest(tmp_path, kept(1)) == tmp_path / step_name(30)
+    assert delete_oldest(tmp_path, kept(1)) is None
     assert names(tmp_path) == ["latest", step_name(10)]
 
 

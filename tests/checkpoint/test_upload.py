@@ -96,7 +96,8 @@ def test_half_an_upload_is_invisible_and_is_tried_again(folder, tmp_path):
     (tmp_path / "kept").rename(folder / "step-00000001" / WEIGHTS_FILE)
     upload.add(folder / "step-00000002")
     wait(upload)
-    assert [text.split()[1] for text in said[1:]] == ["step-00000001", "step-00000002"]
+    # The newer one first, and an older one that comes later is not the latest.
+    assert [text.split()[1] for text in said[1:]] == ["step-00000002", "step-00000001"]
     assert intact(tmp_path / "elsewhere") == 2
 
 

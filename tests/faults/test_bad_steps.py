@@ -33,7 +33,8 @@ def train_behind(packed: str, skipped: int) -> None:
 
     def resume(*arguments, **options):
         saved = load(*arguments, **options)
-        return {**saved, "samples": saved["samples"] + skipped}
+        saved.manifest["state"]["samples"] += skipped
+        return saved
 
     pretrain.resume = resume
     train_rank(packed)
@@ -94,7 +95,7 @@ def test_a_nan_gradient_on_one_rank_is_applied_nowhere(corpus, tmp_path, fault, 
     assert "step 5: gradients not finite, not applied; samples 32 to 39 (" in log
 
 
-@pytest.mark.parametrize("mode", ["ZeRO 0, PP 2", "ZeRO 1, DP 2", "ZeRO 3, DP 2", "bf16, PP 2"])
+@pytest.mark.parametrize("mode", ["ZeRO 1, DP 2", "ZeRO 3, DP 2", "bf16, PP 2"])
 def test_a_skipped_step_leaves_a_run_as_if_its_samples_had_not_been_there(
     corpus, tmp_path, fault, mode
 ):
@@ -109,7 +110,7 @@ def test_a_skipped_step_leaves_a_run_as_if_its_samples_had_not_been_there(
     assert skipping[:4] + skipping[5:] == never
 
 
-@pytest.mark.parametrize("mode", ["ZeRO 0, PP 2", "ZeRO 1, DP 2", "ZeRO 3, DP 2", "bf16, PP 2"])
+@pytest.mark.parametrize("mode", ["ZeRO 1, DP 2", "ZeRO 3, DP 2", "bf16, PP 2"])
 def test_bad_steps_in_a_row_send_a_run_back_behind_their_samples(corpus, tmp_path, fault, mode):
     options = {
         **MODES[mode],
@@ -159,7 +160,10 @@ def test_a_run_without_a_checkpoint_to_go_back_to_says_so(corpus, tmp_path, faul
 
 def test_nothing_is_saved_amid_bad_steps(corpus, tmp_path, fault):
     fault("nan:at=gradient:step=4 nan:at=gradient:step=3")
-    config = tiny_config(corpus, tmp_path, checkpoint__interval=4, training__steps=7)
-    train(config)
+    options = {"checkpoint__interval": 4, "schedule__decay_steps": 8}
+    train(tiny_config(corpus, tmp_path, training__steps=7, **options))
     found = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
     assert found == ["step-00000006", "step-00000007"]
+    # They are counted over the end of a launch.
+    rows = train(tiny_config(corpus, tmp_path, training__steps=8, **options))
+    assert [row["bad_steps"] for row in rows] == [0, 0, 0, 1, 2, 2, 2, 2]

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from megatron_gptx.distributed.status import FINISHED, MISTAKE
-from tests.launches import Launch, Place
+from tests.checkpoints import flip
+from tests.launches import Launch, Place, wait_for
 from tests.runs import losses
 
 OPTIONS = {"training__steps": 7, "checkpoint__interval": 2, "model__dropout": 0.1}
@@ -39,13 +41,10 @@ def uninterrupted(place, tmp_path_factory) -> list[float]:
     return losses(rows(run_dir))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_is_started_again_and_every_loss_is_the_same(
-    place, tmp_path, uninterrupted, rank
-):
-    """Killed twice: before the first checkpoint, and after it."""
-    early = f"kill:at=step:rank={rank}:step=1:once={tmp_path}/early"
-    late = f"kill:at=step:rank={rank}:step>=5:once={tmp_path}/late"
+def test_a_killed_rank_is_started_again_and_every_loss_is_the_same(place, tmp_path, uninterrupted):
+    """Killed twice: one before the first checkpoint, the other after it."""
+    early = f"kill:at=step:rank=1:step=1:once={tmp_path}/early"
+    late = f"kill:at=step:rank=0:step>=5:once={tmp_path}/late"
     done = launch(place, tmp_path / "run", 2, f"{early} {late}")
     assert done.status == FINISHED, done.shown + done.said
     again = "after status 137: the ranks go on from the newest intact checkpoint"
@@ -55,6 +54,28 @@ def test_a_killed_rank_is_started_again_and_every_loss_is_the_same(
     assert "resumed at step 4" in done.shown
     assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 8))
     assert losses(rows(tmp_path / "run")) == uninterrupted
+
+
+def test_a_restart_passes_over_a_checkpoint_that_is_damaged(place, tmp_path, uninterrupted):
+    run_dir = tmp_path / "run"
+    damaged = run_dir / "checkpoints" / "step-00000004"
+
+    def damage() -> None:
+        wait_for((run_dir / "metrics.jsonl").exists)
+        wait_for(lambda: (run_dir / "checkpoints" / "latest").read_text() == f"{damaged.name}\n")
+        flip(damaged / "weights" / "layer-001.safetensors")
+
+    # Half a second before the step that fails, in which the damage is done.
+    slow = " ".join(["slow:at=step:step=4:rank=0"] * 10)
+    with ThreadPoolExecutor(1) as pool:
+        done_damage = pool.submit(damage)
+        kill = f"kill:at=step:step=5:rank=1:once={tmp_path}/it"
+        done = launch(place, run_dir, 1, f"{slow} {kill}")
+        done_damage.result()
+    assert done.status == FINISHED, done.shown + done.said
+    assert f"passed over: {damaged} is damaged: " in done.shown
+    assert "resumed at step 2" in done.shown
+    assert losses(rows(run_dir)) == uninterrupted
 
 
 def test_an_error_is_told_before_the_ranks_are_started_again(place, tmp_path, uninterrupted):

@@ -1,5 +1,6 @@
 """Which steps are bad, and what follows from how many."""
 
+import json
 import math
 
 import pytest
@@ -50,6 +51,15 @@ def test_a_spike_is_measured_by_the_median_of_the_good_steps(guard):
     assert guard.judge(GOOD._replace(loss=5.9)) is None
     for _ in range(50):
         assert guard.judge(HIGH) == "loss 6.1000 is above 3 times the median 2.0000, applied"
+
+
+def test_a_resumed_run_judges_as_one_that_was_never_stopped(guard):
+    first, second = guard(guard__spike_factor=3.0), guard(guard__spike_factor=3.0)
+    for result in [*[GOOD] * 20, HIGH, NAN]:
+        first.judge(result)
+    second.restore(json.loads(json.dumps(first.state())))
+    assert (second.bad_steps, second.in_a_row) == (2, 2)
+    assert second.judge(HIGH) == first.judge(HIGH) is not None
 
 
 def test_only_bad_steps_in_a_row_send_a_run_back(guard):
