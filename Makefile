@@ -14,8 +14,9 @@ INSTALLED := $(VENV)/.installed
 NVRTC := build/nvrtc/.installed
 
 # Many small processes run beside each other: one thread each beats several that wait for one another.
-# A file's tests stay together, for they share what is slow to make.
-BESIDE := -n auto --maxprocesses 4 --dist loadfile
+# A file's tests stay together, for they share what is slow to make; those of many launches mostly wait,
+# so that three run on two cores, and the longest files are not left to the end.
+BESIDE := -n 3 --dist loadfile --no-loadscope-reorder
 test test-chaos test-gpu check-cuda repository: export OMP_NUM_THREADS ?= 1
 
 .PHONY: help quickstart test test-chaos test-gpu check check-cuda format lint lint-fix types floors docs docs-check repository lock clean distclean

@@ -162,8 +162,10 @@ def report(result: dict[str, Any], show: Callable[[str], None]) -> None:
     for title, ours in (("save_ms", "ours"), ("step_ms", "beside a save")):
         times = result[title]
         for name, values in times.items():
-            ratio = median(a / b for a, b in zip(times[ours], values, strict=True))
-            more = f"{ours} {ratio - 1:+.1%}" if name in ("raw", "raw, by one", "alone") else ""
+            more = ""
+            if name in ("raw", "raw, by one", "alone"):
+                ratio = median(a / b for a, b in zip(times[ours], values, strict=True))
+                more = f"{ours} {ratio - 1:+.1%}"
             spread = f"({min(values):.1f} to {max(values):.1f} over {len(values)})"
             unit = "  " if name == "steps" else "ms"
             show(f"{name:<14}{median(values):>8.1f} {unit} {spread:<30}{more}")
