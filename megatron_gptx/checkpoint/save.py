@@ -51,6 +51,7 @@ from megatron_gptx.config.schema import Config
 from megatron_gptx.costs.stages import boundaries
 from megatron_gptx.data.files import sync_path
 from megatron_gptx.distributed.faults import fault_point
+from megatron_gptx.distributed.watchdog import WRITER
 
 # What a checkpoint may need on disk besides its tensors.
 MARGIN_BYTES = 2**20
@@ -87,7 +88,7 @@ class Saver:
         self.num_bytes = 0  # of all ranks' parts; the same in each save
         self.pruned: Future[Any] | None = None
         self.buffers: dict[str, Tensor] = {}  # the copies of the last asynchronous save
-        self.writer = ThreadPoolExecutor(1, initializer=_yield_to_training)
+        self.writer = ThreadPoolExecutor(1, WRITER, initializer=_yield_to_training)
         # The writers talk while training does. One that waits for another rank's slow disk is no
         # hang, so that only the watchdog ends what training waits for.
         self.group = dist.new_group(backend="gloo", timeout=timedelta(days=1))

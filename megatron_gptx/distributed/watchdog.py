@@ -26,6 +26,9 @@ TICKS, LONGEST_TICK = 20, 5.0
 # What the thread is given before a rank that lets no thread run is ended without it.
 SLACK_SECONDS = 5.0
 
+# What the names of threads begin with that write checkpoints.
+WRITER = "checkpoint"
+
 _COLLECTIVES = "torch/distributed/distributed_c10d.py"
 _OWN = "/megatron_gptx/"
 
@@ -123,13 +126,23 @@ class Watchdog:
         faulthandler.dump_traceback_later(seconds + SLACK_SECONDS, exit=True)
 
     def _write(self, number: int) -> None:
-        frame = sys._current_frames().get(self._main or 0)
-        beat = Beat(number, self._phase, self._step, *whereabouts(frame))
+        beat = Beat(number, self._phase, self._step, *self._whereabouts())
         path = heartbeat_file(self.logs, self.rank)
         aside = path.with_name(path.name + ".partial")
         with suppress(OSError):  # a full disk is no reason to stop watching
             aside.write_text(json.dumps(beat))
             aside.replace(path)
+
+    def _whereabouts(self) -> tuple[str | None, str]:
+        """Return where this rank is; where it waits for its writer, that is where the writer is."""
+        frames = sys._current_frames()
+        collective, place = whereabouts(frames.get(self._main or 0))
+        if self._phase == "save" and collective is None:
+            for thread in threading.enumerate():
+                frame = frames.get(thread.ident or 0)
+                if thread.name.startswith(WRITER) and _is_own(frame):
+                    return whereabouts(frame)
+        return collective, place
 
     def _read(self) -> dict[int, Beat]:
         beats = {}
@@ -171,6 +184,13 @@ def whereabouts(frame: FrameType | None) -> tuple[str | None, str]:
             place = line
         frame = frame.f_back
     return collective, place or innermost
+
+
+def _is_own(frame: FrameType | None) -> bool:
+    """Return whether a stack has anything of this package in it."""
+    while frame is not None and _OWN not in frame.f_code.co_filename:
+        frame = frame.f_back
+    return frame is not None
 
 
 def describe(beats: Mapping[int, Beat | None], alive: set[int]) -> str:
