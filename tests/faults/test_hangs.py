@@ -54,7 +54,8 @@ def test_a_rank_that_hangs_ends_the_run_in_time_and_is_named(tmp_path, action, l
     hung = {"stop": r"silent \(last in phase", "sleep": r"in faults\.py:\d+ _suffer"}[action]
     message = f"no progress for .* s: rank 1 is {hung}.*; rank 0 is waiting in [a-z_]+ "
     assert re.search(message, screen), screen
-    assert f"(phase {'save' if place == 'write' else place}, step " in screen
+    if action == "sleep":  # a stopped rank may not have told yet what it began
+        assert f"(phase {'save' if place == 'write' else place}, step " in screen
     # Whichever rank was first; its end is what the other one sees.
     logs = [path.read_text() for path in (tmp_path / "run" / "logs").glob("rank-*.log")]
     assert any("most recent call first" in log for log in logs)
