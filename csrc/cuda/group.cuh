@@ -24,13 +24,12 @@ __device__ __forceinline__ uint32_t warp_sum(uint32_t x) {
 }
 
 // The largest in lane 0, the least in the last.
-template <class X>
-__device__ __forceinline__ X sort_descending(X x, int lane) {
+__device__ __forceinline__ float sort_descending(float x, int lane) {
   for (int size = 2; size <= kLanes; size *= 2) {
     for (int distance = size / 2; distance; distance /= 2) {
-      const X other = __shfl_xor_sync(kAll, x, distance);
+      const float other = __shfl_xor_sync(kAll, x, distance);
       const bool takes_larger = ((lane & size) == 0) == ((lane & distance) == 0);
-      if ((other > x) == takes_larger) x = other;
+      x = takes_larger ? fmaxf(x, other) : fminf(x, other);
     }
   }
   return x;
@@ -41,6 +40,11 @@ __device__ __forceinline__ X sort_descending(X x, int lane) {
 template <int kWarps>
 struct Board {
   uint64_t words[2][kWarps * kLanes];
+};
+
+// A sum over the warps of a block: of those before this one, and of all.
+struct Share {
+  uint32_t before, total;
 };
 
 template <int kWarps>
@@ -61,23 +65,7 @@ class Group {
     }
   }
 
-  __device__ bool any(bool x) {
-    const bool found = __any_sync(kAll, x);
-    if constexpr (kWarps == 1) return found;
-    const uint64_t* words = tell(found);
-    uint64_t all = 0;
-    for (int w = 0; w < kWarps; ++w) all |= words[w];
-    return all != 0;
-  }
-
-  __device__ uint32_t sum(uint32_t x) {
-    x = warp_sum(x);
-    if constexpr (kWarps == 1) return x;
-    const uint64_t* words = tell(x);
-    uint32_t total = 0;
-    for (int w = 0; w < kWarps; ++w) total += static_cast<uint32_t>(words[w]);
-    return total;
-  }
+  __device__ uint32_t sum(uint32_t x) { return share(warp_sum(x)).total; }
 
   __device__ double sum(double x) {
     x = warp_sum<double>(x);
@@ -88,24 +76,27 @@ class Group {
     return total;
   }
 
-  // Of all warps before this one.
-  __device__ uint32_t sum_before(uint32_t x) {
-    if constexpr (kWarps == 1) return 0;
-    const uint64_t* words = tell(warp_sum(x));
-    uint32_t total = 0;
-    for (int w = 0; w < warp; ++w) total += static_cast<uint32_t>(words[w]);
-    return total;
+  // Of numbers that each warp agrees on.
+  __device__ Share share(uint32_t x) {
+    if constexpr (kWarps == 1) return {0, x};
+    const uint64_t* words = tell(x);
+    Share share{0, 0};
+    for (int w = 0; w < kWarps; ++w) {
+      const auto other = static_cast<uint32_t>(words[w]);
+      if (w < warp) share.before += other;
+      share.total += other;
+    }
+    return share;
   }
 
-  // The largest x of this lane in any warp.
-  __device__ uint32_t lane_max(uint32_t x) {
+  // The largest x of this lane in any warp, or one that is no number.
+  __device__ float lane_max(float x) {
     if constexpr (kWarps == 1) return x;
     uint64_t* words = board_->words[turn_ ^= 1];
-    words[warp * kLanes + lane] = x;
+    words[warp * kLanes + lane] = bits_of(x);
     sync();
     for (int w = 0; w < kWarps; ++w) {
-      const auto other = static_cast<uint32_t>(words[w * kLanes + lane]);
-      x = x < other ? other : x;
+      x = larger_or_nan(x, float_of(static_cast<uint32_t>(words[w * kLanes + lane])));
     }
     return x;
   }

@@ -79,13 +79,23 @@ struct Float16 {
 #endif
 };
 
-// Orders as z does, with -0 the equal of 0; at least kLeast for every z but NaN.
+__device__ __forceinline__ float minus_infinity() { return float_of(0xff800000u); }
+
+__device__ __forceinline__ float larger_or_nan(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float x;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(x) : "f"(a), "f"(b));
+  return x;
+#else
+  return b > a || b != b ? b : a;
+#endif
+}
+
+// Orders as z does, with -0 the equal of 0.
 __device__ __forceinline__ uint32_t ordered(float z) {
   const uint32_t bits = bits_of(z + 0.0f);
   return bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
 }
-constexpr uint32_t kLeast = 0x007fffffu;  // of minus infinity
-constexpr uint32_t kUnseen = 0;
 
 __device__ __forceinline__ float z_of(uint32_t key) {
   return float_of(key & 0x80000000u ? key ^ 0x80000000u : ~key);

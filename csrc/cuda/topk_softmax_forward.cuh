@@ -1,32 +1,29 @@
 // The forward pass of top-k softmax: each row's k largest z, and the softmax of those.
 //
-// A row's z lie in the registers of its threads, as whole numbers of the same order. Of the maxima
-// that its lanes find, the k-th largest is a bound that few z reach: those are sorted. Where k is
-// larger than a warp, or where more reach it, as equal scores do, the k-th largest is found exactly
-// by halving the range that it lies in.
+// A row's z lie in the registers of its threads. Of columns with the same remainder modulo 32 the
+// largest z is found: of those 32, the k-th largest is a bound that few z reach, which are compared
+// with one another. Neighbours differ in their remainder, and so the bound is as near where ALiBi
+// leaves only a row's last columns a chance. Where k is larger than a warp, or where more reach the
+// bound, as equal scores do, the k-th largest is found exactly by halving the range it lies in.
 #pragma once
 
 #include "rows.cuh"
 
 namespace gptx {
 
-// What one warp sorts at once.
+// What one warp compares at once: one for each lane.
 constexpr int kCandidates = kLanes;
+
+struct Candidate {
+  float z;
+  int column;
+};
 
 template <int kWarps>
 struct ForwardShared {
-  uint64_t candidates[kCandidates];
+  Candidate found[kWarps][kCandidates];
+  Candidate joined[kWarps > 1 ? kCandidates : 1];
   Board<kWarps> board;
-};
-
-// Four bits for each chunk of a thread.
-template <bool kMany>
-struct CountsOf {
-  using Type = uint32_t;
-};
-template <>
-struct CountsOf<true> {
-  using Type = uint64_t;
 };
 
 // The seen columns of a row, those from `start` to `position`: chunks of them are dealt to the warps.
@@ -34,8 +31,6 @@ struct CountsOf<true> {
 template <int kWarps, int kChunks>
 class SeenColumns {
  public:
-  using Counts = typename CountsOf<(kChunks > 8)>::Type;
-
   __device__ SeenColumns(const Group<kWarps>& group, int start, int position)
       : start_(start), position_(position), lane_(group.lane) {
     const int first = start / kChunk, num_chunks = position / kChunk - first + 1;
@@ -52,86 +47,97 @@ class SeenColumns {
     for (int c = 0; c < kChunks; ++c) {
       if (c >= num_own_) break;
       load_columns<T>(row, first_column_ + c * kChunk, position_, aligned,
-                      keys_ + c * kLaneColumns);
+                      words_ + c * kLaneColumns);
     }
   }
 
-  // Makes z of the scores; returns whether this thread met one that is no number.
+  // Makes z of the scores. Returns the largest of a class of columns, those of one remainder modulo
+  // 32: of another class in each lane. One that is no number is the largest.
   template <class T>
-  __device__ bool convert(float slope) {
-    bool nan = false;
+  __device__ float convert(float slope) {
+    float largest[kLaneColumns];
+#pragma unroll
+    for (float& one : largest) one = minus_infinity();
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       if (c >= num_own_) break;
       const int column = first_column_ - lane_ * kLaneColumns + c * kChunk;
       // The usual case, for which nothing is compared.
-      const bool all_seen = column >= start_ && column + kChunk - 1 <= position_;
-      nan |= all_seen ? convert_chunk<T, true>(c, slope) : convert_chunk<T, false>(c, slope);
+      if (column >= start_ && column + kChunk - 1 <= position_) {
+        convert_chunk<T, true>(c, slope, largest);
+      } else {
+        convert_chunk<T, false>(c, slope, largest);
+      }
     }
-    return nan;
+    // Every fourth lane holds the same classes: each hands half of what it has left to another.
+#pragma unroll
+    for (int half = kLaneColumns / 2; half; half /= 2) {
+      const int distance = half * 4;
+      const bool upper = lane_ & distance;
+#pragma unroll
+      for (int i = 0; i < half; ++i) {
+        const float given = upper ? largest[i] : largest[i + half];
+        const float own = upper ? largest[i + half] : largest[i];
+        largest[i] = larger_or_nan(own, __shfl_xor_sync(kAll, given, distance));
+      }
+    }
+    return largest[0];
   }
 
-  // This thread's largest.
-  __device__ uint32_t largest() const {
-    uint32_t most = kUnseen;
-    each([&](uint32_t key, int) { most = key > most ? key : most; });
-    return most;
-  }
-
-  // How many columns of this thread satisfy `wanted(key, at)`.
+  // How many columns of this thread satisfy `wanted(z, at)`.
   template <class Wanted>
   __device__ uint32_t count(Wanted wanted) const {
     uint32_t found = 0;
-    each([&](uint32_t key, int at) { found += wanted(key, at) ? 1 : 0; });
-    return found;
-  }
-
-  // The same for each chunk.
-  template <class Wanted>
-  __device__ Counts count_by_chunk(Wanted wanted) const {
-    Counts found = 0;
-    each([&](uint32_t key, int at) {
-      found += static_cast<Counts>(wanted(key, at) ? 1 : 0) << at / kChunk * 4;
-    });
-    return found;
-  }
-
-  static __device__ uint32_t total(Counts by_chunk) {
-    uint32_t sum = 0;
-    for (int c = 0; c < kChunks; ++c) sum += static_cast<uint32_t>(by_chunk >> c * 4) & 15;
-    return sum;
-  }
-
-  // Calls take(rank, key, column) for every column that is wanted: ranks count the columns of this
-  // warp from `rank` on, from left to right.
-  template <class Wanted, class Take>
-  __device__ void collect(uint32_t rank, Counts by_chunk, Wanted wanted, Take take) const {
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       if (c >= num_own_) break;
-      const uint32_t found = static_cast<uint32_t>(by_chunk >> c * 4) & 15;
+#pragma unroll
+      for (int e = 0; e < kLaneColumns; ++e) {
+        found += wanted(z(c, e), c * kChunk + e) ? 1 : 0;
+      }
+    }
+    return found;
+  }
+
+  // Calls take(rank, z, column) for every column that is wanted; ranks count those of this warp from
+  // 0 on, from left to right. Returns how many there are.
+  template <class Wanted, class Take>
+  __device__ uint32_t collect(Wanted wanted, Take take) const {
+    uint32_t rank = 0;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      if (c >= num_own_) break;
+      uint32_t columns = 0;
+#pragma unroll
+      for (int e = 0; e < kLaneColumns; ++e) {
+        columns |= (wanted(z(c, e), c * kChunk + e) ? 1u : 0u) << e;
+      }
       uint32_t own_rank = rank;
       // One round finds the lanes with one column or more, the next those with two or more, ...
-      for (uint32_t n = 1;; ++n) {
-        const uint32_t lanes = __ballot_sync(kAll, found >= n);
+      for (int n = 1;; ++n) {
+        const uint32_t lanes = __ballot_sync(kAll, __popc(columns) >= n);
         if (lanes == 0) break;
         own_rank += __popc(lanes & ((1u << lane_) - 1));
         rank += __popc(lanes);
       }
-      if (found == 0) continue;
+      if (columns == 0) continue;
 #pragma unroll
       for (int e = 0; e < kLaneColumns; ++e) {
-        const uint32_t key = keys_[c * kLaneColumns + e];
-        if (wanted(key, c * kChunk + e)) take(own_rank++, key, first_column_ + c * kChunk + e);
+        if (columns >> e & 1) take(own_rank++, z(c, e), first_column_ + c * kChunk + e);
       }
     }
+    return rank;
   }
 
  private:
+  // What is unseen is no number, which reaches nothing.
+  __device__ __forceinline__ float z(int c, int e) const {
+    return float_of(words_[c * kLaneColumns + e]);
+  }
+
   template <class T, bool kAllSeen>
-  __device__ __forceinline__ bool convert_chunk(int c, float slope) {
-    bool nan = false;
-    uint32_t* keys = keys_ + c * kLaneColumns;
+  __device__ __forceinline__ void convert_chunk(int c, float slope, float* largest) {
+    uint32_t* words = words_ + c * kLaneColumns;
     // Whole numbers, so that adding to them rounds nothing.
     const float nearest = static_cast<float>(first_column_ - position_);
 #pragma unroll
@@ -139,59 +145,48 @@ class SeenColumns {
       const int at = c * kChunk + e;
       // Two roundings, as everywhere else: z must not depend on who computes it.
       const float bias = __fmul_rn(slope, nearest + static_cast<float>(at));
-      const float z = __fadd_rn(column_of<T>(keys, e), bias);
+      const float z = __fadd_rn(column_of<T>(words, e), bias);
       const bool seen = kAllSeen || (at >= start_ - first_column_ && at <= position_ - first_column_);
-      nan |= seen && z != z;
-      keys[e] = seen ? ordered(z) : kUnseen;
-    }
-    return nan;
-  }
-
-  template <class Look>
-  __device__ __forceinline__ void each(Look look) const {
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      if (c >= num_own_) break;
-#pragma unroll
-      for (int e = 0; e < kLaneColumns; ++e) {
-        look(keys_[c * kLaneColumns + e], c * kChunk + e);
-      }
+      largest[e] = larger_or_nan(largest[e], seen ? z : minus_infinity());
+      words[e] = bits_of(seen ? z : not_a_number());
     }
   }
 
   int start_, position_, lane_, num_own_, first_column_;
-  uint32_t keys_[kChunks * kLaneColumns];
+  uint32_t words_[kChunks * kLaneColumns];
 };
 
-// The least (key, column) that is kept, and what a thread's columns are held against.
+// The least z that is kept and, of columns with that very z, the first; and what a thread's columns
+// are held against.
 struct Limit {
-  uint32_t key;
+  float z;
   int column, first;
-  __device__ bool operator()(uint32_t other_key, int at) const {
-    return other_key > key || (other_key == key && at >= column - first);
+  __device__ bool operator()(float other, int at) const {
+    return other > z || (other == z && at >= column - first);
   }
 };
 
 // Finds the limit that num_kept columns reach, where num_found reach `least`.
 template <int kWarps, int kChunks>
 __device__ __forceinline__ Limit find_limit(Group<kWarps>& group,
-                                            const SeenColumns<kWarps, kChunks>& columns,
-                                            uint32_t least, uint32_t largest, uint32_t num_found,
-                                            uint32_t num_kept, int position) {
-  uint32_t above = largest + 1;
-  while (num_found != num_kept && above - least > 1) {
-    const uint32_t middle = least + (above - least) / 2;
-    const uint32_t found = group.sum(columns.count([=](uint32_t key, int) { return key >= middle; }));
+                                            const SeenColumns<kWarps, kChunks>& columns, float least,
+                                            float largest, uint32_t num_found, uint32_t num_kept,
+                                            int position) {
+  uint32_t low = ordered(least), above = ordered(largest) + 1;
+  while (num_found != num_kept && above - low > 1) {
+    const uint32_t middle = low + (above - low) / 2;
+    const float z = z_of(middle);
+    const uint32_t found = group.sum(columns.count([=](float other, int) { return other >= z; }));
     if (found >= num_kept) {
-      least = middle;
+      low = middle;
       num_found = found;
     } else {
       above = middle;
     }
   }
-  Limit limit{least, 0, columns.first()};
+  Limit limit{z_of(low), 0, columns.first()};
   for (int end = position + 1; num_found != num_kept && end - limit.column > 1;) {
-    const Limit middle{least, limit.column + (end - limit.column) / 2, columns.first()};
+    const Limit middle{limit.z, limit.column + (end - limit.column) / 2, columns.first()};
     const uint32_t found = group.sum(columns.count(middle));
     if (found >= num_kept) {
       limit = middle;
@@ -218,7 +213,7 @@ struct Outputs {
 
 // A row of minus infinity weighs nothing.
 __device__ __forceinline__ float exponential(float z, float largest) {
-  return largest == float_of(0xff800000u) ? 0.0f : expf(z - largest);
+  return largest == minus_infinity() ? 0.0f : expf(z - largest);
 }
 
 // Sums are double: one float32 of them is all that a row loses.
@@ -228,20 +223,22 @@ __device__ __forceinline__ float divisor_of(double sum) {
 
 // Keeps num_kept of `num_found` <= 32 candidates, which lie in the order of their columns.
 template <class T>
-__device__ __forceinline__ void finish_few(const uint64_t* candidates, uint32_t num_found,
-                                           uint32_t num_kept, const Rows& rows, const Place& place,
-                                           const Outputs<T>& outputs, int lane) {
-  const uint64_t own = lane < static_cast<int>(num_found) ? candidates[lane] : 0;
-  const uint64_t sorted = sort_descending(own, lane);
-  const uint64_t limit = __shfl_sync(kAll, sorted, static_cast<int>(num_kept) - 1);
-  const float largest = z_of(static_cast<uint32_t>(__shfl_sync(kAll, sorted, 0) >> 32));
-  const bool is_kept = own >= limit;
-  const float mass = is_kept ? exponential(z_of(static_cast<uint32_t>(own >> 32)), largest) : 0.0f;
+__device__ __forceinline__ void finish_few(const Candidate* candidates, uint32_t num_found,
+                                           uint32_t num_kept, float largest, const Rows& rows,
+                                           const Place& place, const Outputs<T>& outputs,
+                                           uint32_t lane) {
+  const Candidate own = candidates[lane < num_found ? lane : 0];
+  uint32_t num_better = 0;
+  for (uint32_t m = 0; m < num_found; ++m) {
+    const float other = candidates[m].z;
+    num_better += other > own.z || (other == own.z && m > lane) ? 1 : 0;
+  }
+  const bool is_kept = lane < num_found && num_better < num_kept;
+  const float mass = is_kept ? exponential(own.z, largest) : 0.0f;
   const float divisor = divisor_of(warp_sum<double>(mass));
   const uint32_t lanes = __ballot_sync(kAll, is_kept);
   if (is_kept) {
-    outputs.put(rows, place, __popc(lanes & ((1u << lane) - 1)), static_cast<int>(own & 0xffffffffu),
-                mass / divisor);
+    outputs.put(rows, place, __popc(lanes & ((1u << lane) - 1)), own.column, mass / divisor);
   }
 }
 
@@ -301,48 +298,49 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kChunks>) topk_softmax_forwa
   group.sync();  // before kept probabilities are written over the zeros
 
   const float slope = arguments.slopes ? arguments.slopes[place.head] : 0.0f;
-  if (group.any(columns.template convert<T>(slope))) {
+  const float of_class = group.lane_max(columns.template convert<T>(slope));
+  if (__any_sync(kAll, of_class != of_class)) {
     for (uint32_t m = group.rank(); m < num_kept; m += group.kSize) {
       outputs.put(rows, place, m, place.position - static_cast<int>(num_kept) + 1 + static_cast<int>(m),
                   not_a_number());
     }
     return;
   }
+  const float sorted = sort_descending(of_class, group.lane);
+  const float largest = __shfl_sync(kAll, sorted, 0);
+  const float kth = __shfl_sync(kAll, sorted, static_cast<int>((num_kept - 1) % kLanes));
+  const float bound = num_kept <= kLanes ? kth : minus_infinity();
+  const auto reaches_bound = [=](float z, int) { return z >= bound; };
 
-  const uint32_t maxima = sort_descending(group.lane_max(columns.largest()), group.lane);
-  const uint32_t largest = __shfl_sync(kAll, maxima, 0);
-  uint32_t bound = kLeast;
-  if (num_kept <= kLanes) {
-    const uint32_t reached = __shfl_sync(kAll, maxima, static_cast<int>(num_kept) - 1);
-    bound = reached > bound ? reached : bound;
-  }
-  const auto reaches_bound = [=](uint32_t key, int) { return key >= bound; };
-  const auto by_chunk = columns.count_by_chunk(reaches_bound);
-  const uint32_t num_own = columns.total(by_chunk);
-  const uint32_t num_found = group.sum(num_own);
-
-  if (num_found <= kCandidates) {
-    columns.collect(group.sum_before(num_own), by_chunk, reaches_bound,
-                    [&](uint32_t rank, uint32_t key, int column) {
-                      shared.candidates[rank] =
-                          static_cast<uint64_t>(key) << 32 | static_cast<uint32_t>(column);
-                    });
-    group.sync();
+  Candidate* own_candidates = shared.found[group.warp];
+  const uint32_t num_own = columns.collect(reaches_bound, [&](uint32_t rank, float z, int column) {
+    if (rank < kCandidates) own_candidates[rank] = {z, column};
+  });
+  const Share share = group.share(num_own);
+  if (share.total <= kCandidates) {
+    const Candidate* candidates = own_candidates;
+    __syncwarp();
+    if constexpr (kWarps > 1) {
+      if (group.lane < static_cast<int>(num_own)) {
+        shared.joined[share.before + group.lane] = own_candidates[group.lane];
+      }
+      candidates = shared.joined;
+      group.sync();
+    }
     if (group.warp == 0) {
-      finish_few(shared.candidates, num_found, num_kept, rows, place, outputs, group.lane);
+      finish_few(candidates, share.total, num_kept, largest, rows, place, outputs, group.lane);
     }
     return;
   }
   const Limit limit =
-      find_limit(group, columns, bound, largest, num_found, num_kept, place.position);
-  const auto kept_by_chunk = columns.count_by_chunk(limit);
-  columns.collect(group.sum_before(columns.total(kept_by_chunk)), kept_by_chunk, limit,
-                  [&](uint32_t rank, uint32_t key, int column) {
-                    outputs.kept[rank] = column;
-                    outputs.weights[rank] = z_of(key);
-                  });
+      find_limit(group, columns, bound, largest, share.total, num_kept, place.position);
+  const uint32_t before = group.share(warp_sum(columns.count(limit))).before;
+  columns.collect(limit, [&](uint32_t rank, float z, int column) {
+    outputs.kept[before + rank] = column;
+    outputs.weights[before + rank] = z;
+  });
   group.sync();
-  finish_many(group, num_kept, z_of(largest), rows, place, outputs);
+  finish_many(group, num_kept, largest, rows, place, outputs);
 }
 
 }  // namespace gptx
