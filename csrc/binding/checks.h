@@ -66,4 +66,35 @@ inline void check_topk_softmax_backward(const at::Tensor& grad_probs, const at::
   check_kept(kept, weights, grad_probs.sizes().slice(0, 3), grad_probs.size(3));
 }
 
+inline void check_topk_select(const at::Tensor& scores, const OptionalTensor& slopes, int64_t top_k,
+                              const OptionalTensor& row_start) {
+  check_topk_softmax(scores, slopes, top_k, row_start, 0.0);
+  TORCH_CHECK(scores.is_contiguous(), "scores must be contiguous");
+}
+
+inline void check_values(const at::Tensor& v, const at::Tensor& kept, const at::Tensor& weights) {
+  TORCH_CHECK(v.dim() == 4 && is_float(v) && kept.dim() == 4 && v.size(0) == kept.size(0) &&
+                  v.size(1) == kept.size(1) && kept.size(2) <= v.size(2),
+              "v must be (b, h, t, d) float32, bfloat16 or float16 for the rows of kept, got ", v.sizes(),
+              " ", v.scalar_type());
+  check_kept(kept, weights, kept.sizes().slice(0, 3), v.size(2));
+}
+
+inline void check_grad_out(const at::Tensor& grad_out, const at::Tensor& v, const at::Tensor& kept) {
+  TORCH_CHECK(grad_out.dim() == 4 && grad_out.sizes().slice(0, 3) == kept.sizes().slice(0, 3) &&
+                  grad_out.size(3) == v.size(3) && grad_out.scalar_type() == v.scalar_type() &&
+                  grad_out.device() == v.device(),
+              "grad_out must be what sum_of_kept returned, got ", grad_out.sizes(), " ",
+              grad_out.scalar_type());
+}
+
+inline void check_add_kept(const at::Tensor& pairs, const at::Tensor& kept, const at::Tensor& grads,
+                           const OptionalTensor& row_start) {
+  TORCH_CHECK(pairs.dim() == 4 && pairs.scalar_type() == at::kFloat && pairs.is_contiguous(),
+              "pairs must be contiguous (b, h, s, t) float32, got ", pairs.sizes(), " ",
+              pairs.scalar_type());
+  check_kept(kept, grads, pairs.sizes().slice(0, 3), pairs.size(3));
+  check_selection(pairs, pairs.size(2), {}, 1, row_start, 0.0);
+}
+
 }  // namespace gptx

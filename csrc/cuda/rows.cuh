@@ -58,6 +58,27 @@ __device__ __forceinline__ void clear(typename T::Bits* row, int num_keys, bool 
   }
 }
 
+// The queries are the last of the keys' positions.
+__device__ __forceinline__ int query_of(const Rows& rows, const Place& place) {
+  return place.position - (rows.num_keys - rows.num_queries);
+}
+
+// The first column that a row sees; behind its position where it sees none.
+__device__ __forceinline__ int first_seen(const Rows& rows, const Place& place, const int32_t* row_start) {
+  if (row_start == nullptr) return 0;
+  const int64_t at = static_cast<int64_t>(place.batch) * rows.num_queries + query_of(rows, place);
+  return row_start[at] < 0 ? 0 : row_start[at];
+}
+
+// Sets what a row does not see to 0: all but the columns from `start` to `position`.
+template <class X, int kWarps>
+__device__ __forceinline__ void clear_unseen(X* row, int start, int position, int num_keys,
+                                             const Group<kWarps>& group) {
+  const int before = start <= position ? start : position + 1;
+  for (int j = group.rank(); j < before; j += group.kSize) row[j] = 0;
+  for (int j = position + 1 + group.rank(); j < num_keys; j += group.kSize) row[j] = 0;
+}
+
 template <class T>
 constexpr int kInWord = 4 / static_cast<int>(sizeof(typename T::Bits));
 

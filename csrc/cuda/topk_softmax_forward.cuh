@@ -207,7 +207,7 @@ struct Outputs {
   __device__ void put(const Rows& rows, const Place& place, uint32_t slot, int column, float weight) const {
     kept[slot] = column;
     weights[slot] = weight;
-    probs[column] = T::store(weight * survival(rows, place, column));
+    if (probs) probs[column] = T::store(weight * survival(rows, place, column));
   }
 };
 
@@ -275,21 +275,22 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kChunks>) topk_softmax_forwa
 
   const Place place(rows, static_cast<int>(row));
   const int num_keys = rows.num_keys, width = rows.width;
-  int start = 0;
-  if (arguments.row_start) {
-    start = arguments.row_start[static_cast<int64_t>(place.batch) * rows.num_queries +
-                                static_cast<int>(row) % rows.num_queries];
-    start = start < 0 ? 0 : start;
-  }
+  const int start = first_seen(rows, place, arguments.row_start);
   const int num_seen = start > place.position ? 0 : place.position - start + 1;
   const uint32_t num_kept = num_seen < width ? num_seen : width;
   const auto* scores = static_cast<const typename T::Bits*>(arguments.scores) + row * num_keys;
-  const Outputs<T> outputs{static_cast<typename T::Bits*>(arguments.probs) + row * num_keys,
-                           arguments.kept + row * width, arguments.weights + row * width};
+  auto* probs = static_cast<typename T::Bits*>(arguments.probs);
+  const Outputs<T> outputs{probs ? probs + row * num_keys : nullptr, arguments.kept + row * width,
+                           arguments.weights + row * width};
 
   SeenColumns<kWarps, kChunks> columns(group, start, num_seen ? place.position : start);
   if (num_seen) columns.template load<T>(scores, pieces_are_aligned<T>(arguments.scores, num_keys));
-  clear<T>(outputs.probs, num_keys, pieces_are_aligned<T>(arguments.probs, num_keys), group);
+  if (probs) clear<T>(outputs.probs, num_keys, pieces_are_aligned<T>(probs, num_keys), group);
+  if (arguments.cleared) {
+    // Another lane may have asked for what is cleared, but looks at nothing that is unseen.
+    clear_unseen(static_cast<typename T::Bits*>(arguments.cleared) + row * num_keys, start,
+                 place.position, num_keys, group);
+  }
   for (int m = static_cast<int>(num_kept) + group.rank(); m < width; m += group.kSize) {
     outputs.kept[m] = -1;
     outputs.weights[m] = 0;

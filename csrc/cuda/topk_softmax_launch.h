@@ -24,11 +24,54 @@ struct Rows {
 struct ForwardArguments {
   Rows rows;
   const void* scores;
+  void* cleared;             // the same scores, of which the unseen are set to 0; or null
   const float* slopes;       // (h), or null
   const int32_t* row_start;  // (b, s), or null
-  void* probs;
+  void* probs;               // or null
   int32_t* kept;             // (b, h, s, width)
   float* weights;
+};
+
+// Vectors of head_dim neighbours for every head and position of a batch: how many numbers lie between
+// one and the next of each.
+struct Strides {
+  int64_t of_batch, of_head, of_position;
+};
+
+// A row's kept values, added up.
+struct SumArguments {
+  Rows rows;
+  int head_dim;
+  int log_lanes;             // the binary logarithm of how many threads share a row
+  const int32_t* kept;
+  const float* weights;
+  const void* values;        // (b, h, t, head_dim)
+  Strides value_strides;
+  void* out;                 // (b, h, s, head_dim)
+  Strides out_strides;
+};
+
+// What a row's kept scores are to be changed by: (b, h, s, width).
+struct KeptGradientArguments {
+  Rows rows;
+  int head_dim;
+  int log_lanes;
+  const int32_t* kept;
+  const float* weights;
+  const void* values;
+  Strides value_strides;
+  const void* grad_out;      // (b, h, s, head_dim)
+  Strides grad_strides;
+  float* grads;
+};
+
+// Those, added to the (b, h, s, t) gradients of scores, of which the unseen are set to 0.
+struct AddArguments {
+  Rows rows;
+  const int32_t* row_start;  // (b, s), or null
+  const int32_t* kept;
+  const float* grads;
+  float* pairs;
 };
 
 struct BackwardArguments {
@@ -46,6 +89,14 @@ __attribute__((weak)) const char* launch_topk_softmax(const ForwardArguments& ar
                                                       int device, void* stream);
 __attribute__((weak)) const char* launch_topk_softmax_backward(const BackwardArguments& arguments,
                                                                Number type, int device, void* stream);
+// `whole` tells whether vectors are made of pieces of 16 bytes, and begin with one.
+__attribute__((weak)) const char* launch_sum_of_kept(const SumArguments& arguments, Number type,
+                                                     bool whole, int device, void* stream);
+__attribute__((weak)) const char* launch_kept_gradients(const KeptGradientArguments& arguments,
+                                                        Number type, bool whole, int device,
+                                                        void* stream);
+__attribute__((weak)) const char* launch_add_kept(const AddArguments& arguments, int device,
+                                                  void* stream);
 // What the CUDA half was compiled for, as TORCH_CUDA_ARCH_LIST names it: "8.0 9.0+PTX".
 __attribute__((weak)) const char* topk_softmax_architectures();
 #endif

@@ -1,6 +1,7 @@
 // Which kernel takes which row, for nvcc and for the tests' emulator. Nothing of torch or CUDA.
 #pragma once
 
+#include "kept_keys.cuh"
 #include "topk_softmax_backward.cuh"
 #include "topk_softmax_forward.cuh"
 
@@ -43,6 +44,29 @@ void choose_kernel(const BackwardArguments& arguments, Number type, Run run) {
   if (type == Number::kFloat32) return choose_backward<Float32>(arguments, run);
   if (type == Number::kBFloat16) return choose_backward<BFloat16>(arguments, run);
   choose_backward<Float16>(arguments, run);
+}
+
+// Calls `run(kernel)`.
+template <class T, class Run>
+void choose_over_kept(const SumArguments&, bool whole, Run run) {
+  run(whole ? sum_of_kept<T, true> : sum_of_kept<T, false>);
+}
+
+template <class T, class Run>
+void choose_over_kept(const KeptGradientArguments&, bool whole, Run run) {
+  run(whole ? kept_gradients<T, true> : kept_gradients<T, false>);
+}
+
+template <class Arguments, class Run>
+void choose_kernel_over_kept(const Arguments& arguments, Number type, bool whole, Run run) {
+  if (type == Number::kFloat32) return choose_over_kept<Float32>(arguments, whole, run);
+  if (type == Number::kBFloat16) return choose_over_kept<BFloat16>(arguments, whole, run);
+  choose_over_kept<Float16>(arguments, whole, run);
+}
+
+// Blocks for rows of which each takes 2^log_lanes threads.
+inline int64_t num_blocks_over_kept(const Rows& rows, int log_lanes) {
+  return ((rows.num_rows << log_lanes) + kThreads - 1) / kThreads;
 }
 
 // Blocks for all rows, of which one takes several where a row is a warp's.

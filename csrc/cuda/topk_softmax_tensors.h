@@ -1,4 +1,5 @@
-// Top-k softmax over tensors of a GPU: what the CPU's functions of csrc/cpu/topk_attention.h return.
+// Top-k softmax over tensors of a GPU, as the CPU's functions of csrc/cpu/topk_attention.h return it,
+// and the parts of attention around it.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -17,5 +18,21 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> topk_softmax_cuda(const at::Tenso
 at::Tensor topk_softmax_backward_cuda(const at::Tensor& grad_probs, const at::Tensor& kept,
                                       const at::Tensor& weights, const Selection& selection,
                                       void* stream);
+
+// Kept keys and weights alone, of contiguous scores, of which the unseen may be set to 0.
+std::tuple<at::Tensor, at::Tensor> topk_select_cuda(const at::Tensor& scores, const Selection& selection,
+                                                    bool clear_unseen, void* stream);
+
+// Each row's weighted sum of its kept rows of v, (b, h, s, d), heads side by side in memory.
+at::Tensor sum_of_kept_cuda(const at::Tensor& kept, const at::Tensor& weights, const at::Tensor& v,
+                            const Selection& selection, void* stream);
+
+// Gradients of kept scores, (b, h, s, width) float32.
+at::Tensor kept_gradients_cuda(const at::Tensor& grad_out, const at::Tensor& v, const at::Tensor& kept,
+                               const at::Tensor& weights, const Selection& selection, void* stream);
+
+// Adds those to contiguous float32 pairs, (b, h, s, t), and sets the unseen to 0.
+void add_kept_cuda(const at::Tensor& pairs, const at::Tensor& kept, const at::Tensor& grads,
+                   const Selection& selection, void* stream);
 
 }  // namespace gptx

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.data.files import file_sha256, sync_path
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"
 LATEST = "latest"

@@ -1,6 +1,6 @@
-"""Top-k attention around the kernel of top-k softmax: two products, and the scores between them.
+"""Top-k attention on a GPU: scores by a matrix product, and kernels for the keys that are kept.
 
-It is what runs on a GPU. Any device will do whose `topk_softmax` is compiled.
+Of the values, and of what the gradients are made of, k rows per query are read, not t.
 """
 
 from typing import Any
@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_gptx.ops.dropout import draw_seed, survival
-from megatron_gptx.ops.sight import clear_unseen
 
 
 def composed_attention(
@@ -35,8 +34,8 @@ def composed_attention(
         and prev_scores.is_contiguous()
         and prev_scores.dtype == torch.float32
     )
-    options = slopes, top_k, row_start, dropout_p, seed
-    return _ComposedAttention.apply(q, k, v, prev_scores, *options, return_scores, in_place)
+    options = slopes, top_k, row_start, dropout_p, seed, return_scores, in_place, reuse_scores
+    return _ComposedAttention.apply(q, k, v, prev_scores, *options)
 
 
 class _ComposedAttention(torch.autograd.Function):
@@ -56,23 +55,19 @@ class _ComposedAttention(torch.autograd.Function):
         seed: int,
         return_scores: bool,
         in_place: bool,
+        reuse_grad: bool,
     ) -> tuple[Tensor, Tensor | None]:
         scale = q.shape[-1] ** -0.5
         into = prev_scores if in_place else None
         scores = _products(q, k, scale=scale, added_to=prev_scores, out=into)
-        probs, kept, weights = torch.ops.gptx.topk_softmax(
-            scores, slopes, top_k, row_start, dropout_p, seed
-        )
-        out = probs.to(v.dtype) @ v
+        kept, weights = torch.ops.gptx.topk_select_(scores, slopes, top_k, row_start, return_scores)
+        out = torch.ops.gptx.sum_of_kept(kept, weights, v, dropout_p, seed)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, kept, weights, row_start)
-        ctx.dropout = dropout_p, seed
+        ctx.options = dropout_p, seed, reuse_grad
         if in_place:
             ctx.mark_dirty(prev_scores)
-        if not return_scores:
-            return out, None
-        clear_unseen(scores, row_start)
-        return out, scores
+        return out, scores if return_scores else None
 
     @staticmethod
     @once_differentiable
@@ -80,24 +75,32 @@ class _ComposedAttention(torch.autograd.Function):
         ctx: Any, grad_out: Tensor | None, grad_scores: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         q, k, v, kept, weights, row_start = ctx.saved_tensors
-        dropout_p, seed = ctx.dropout
+        dropout_p, seed, reuse_grad = ctx.options
         if grad_out is None:
             grad_out = torch.zeros_like(v[..., : q.shape[-2], :])
-        probs = _scatter(kept, weights, k.shape[-2], dropout_p, seed, v.dtype)
-        grad_v = probs.transpose(-2, -1) @ grad_out
-        del probs
+        grads = torch.ops.gptx.kept_gradients(grad_out, v, kept, weights, dropout_p, seed)
+        spread, keys = _scatter(kept, weights, k.shape[-2], dropout_p, seed, v.dtype)
+        grad_v = spread.transpose(-2, -1) @ grad_out
 
-        pairs = _products(grad_out, v, scale=1.0)
-        pairs = torch.ops.gptx.topk_softmax_backward(pairs, kept, weights, dropout_p, seed)
-        if grad_scores is not None:
-            pairs += grad_scores
-            clear_unseen(pairs, row_start)
-        # Rounded as what comes of them will be: a GPU multiplies such numbers at full speed.
-        rounded, scale = pairs.to(q.dtype), q.shape[-1] ** -0.5
-        grad_q = _products(rounded, k.transpose(-2, -1), scale=scale)
-        grad_k = _products(rounded.transpose(-2, -1), q.transpose(-2, -1), scale=scale)
+        pairs = None
+        if grad_scores is None and not ctx.needs_input_grad[3]:
+            # Where the weights stood; everywhere else is 0 already.
+            spread.scatter_(-1, keys, grads.to(spread.dtype))
+        else:
+            if grad_scores is None:
+                pairs = torch.zeros_like(spread, dtype=torch.float32)
+            elif reuse_grad and grad_scores.is_contiguous():
+                pairs = grad_scores
+            else:
+                pairs = grad_scores.clone(memory_format=torch.contiguous_format)
+            torch.ops.gptx.add_kept_(pairs, kept, grads, row_start)
+            # Rounded as what comes of them will be: a GPU multiplies such numbers at full speed.
+            spread = pairs.to(q.dtype)
         grad_prev = pairs if ctx.needs_input_grad[3] else None
-        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v, grad_prev, *[None] * 7
+        scale = q.shape[-1] ** -0.5
+        grad_q = _products(spread, k.transpose(-2, -1), scale=scale)
+        grad_k = _products(spread.transpose(-2, -1), q.transpose(-2, -1), scale=scale)
+        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v, grad_prev, *[None] * 8
 
 
 def _products(
@@ -136,8 +139,8 @@ def _products(
 
 def _scatter(
     kept: Tensor, weights: Tensor, num_keys: int, dropout_p: float, seed: int, dtype: torch.dtype
-) -> Tensor:
-    """Return the (b, h, s, t) probabilities that kept keys and their weights stand for."""
+) -> tuple[Tensor, Tensor]:
+    """Return the (b, h, s, t) probabilities that kept keys stand for, and where those stand."""
     s = kept.shape[2]
     # A slot without a key writes its zero where the query sees nothing: to the last key, or to the
     # first for the query that sees the last.
@@ -147,4 +150,4 @@ def _scatter(
     if dropout_p:
         weights = weights * survival(dropout_p, seed, keys, num_keys)
     probs = torch.zeros(*kept.shape[:3], num_keys, dtype=dtype, device=kept.device)
-    return probs.scatter_(-1, keys, weights.to(dtype))
+    return probs.scatter_(-1, keys, weights.to(dtype)), keys

@@ -48,9 +48,13 @@ def parameter_groups(
     decaying = {"weight", "stream_weight"} | ({"embedding"} if decay_embeddings else set())
     decay: list[nn.Parameter] = []
     keep: list[nn.Parameter] = []
+    gates: list[nn.Parameter] = []
     for _, parameter, role in parameter_roles(model):
-        (decay if role in decaying else keep).append(parameter)
+        group = decay if role in decaying else gates if role == "gate" else keep
+        group.append(parameter)
+    # DeepSpeed lays a group's parameters end to end in half precision. Behind a gate, a single
+    # number, a bias would not be aligned, and a GPU multiplies such at a fraction of its speed.
     return [
         {"params": decay, "weight_decay": weight_decay},
-        {"params": keep, "weight_decay": 0.0},
+        {"params": keep + gates, "weight_decay": 0.0},
     ]

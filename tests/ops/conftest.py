@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 
 from megatron_gptx.ops import library
 from megatron_gptx.ops.fused_attention import fused_attention
+from tests.ops.emulator.compile import compile_ops
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +17,13 @@ def kernels() -> None:
     """Load the kernels, or skip what needs them."""
     if reason := library.load(print):
         pytest.skip(f"the kernels cannot run here: {reason}")
+
+
+@pytest.fixture(scope="session")
+def emulated(kernels, tmp_path_factory) -> Any:
+    """Return the CUDA ops, emulated; those that only GPUs have then run on CPU tensors, too."""
+    torch.ops.load_library(compile_ops(tmp_path_factory.mktemp("emulator")))
+    return torch.ops.gptx_emulated
 
 
 @pytest.fixture(params=["avx512", "avx2", "scalar"])

@@ -1,6 +1,6 @@
-"""Attention around the kernel of top-k softmax is the attention that the reference defines.
+"""Attention as a GPU computes it is the attention that the reference defines.
 
-It is what a GPU runs; here the kernel is the CPU's.
+The products are PyTorch's; the kernels between them are emulated, one fiber per thread.
 """
 
 from itertools import product
@@ -15,7 +15,8 @@ from megatron_gptx.ops.composed_attention import composed_attention
 from tests.numerics import assert_all_as_accurate
 from tests.ops.attention_inputs import SLOPES, D, H, T, quantised_inputs, random_inputs, run
 
-pytestmark = pytest.mark.usefixtures("kernels")
+OPS = torch.ops.gptx
+pytestmark = pytest.mark.usefixtures("emulated")
 
 
 def composed(*qkv: Tensor, **options) -> tuple[Tensor, Tensor | None]:
@@ -138,6 +139,58 @@ def test_attention_on_a_gpu_is_this_one(monkeypatch):
     assert carry.shape == (2, H, T, T)
 
 
+@pytest.mark.parametrize("d", [3, 16, 300])
+@pytest.mark.parametrize("carry", [True, False])
+def test_the_order_in_which_threads_take_turns_changes_nothing(emulated, d, carry):
+    inputs = random_inputs(s=19, t=40, d=d, carry=carry, dtype=torch.bfloat16)
+    options = {"slopes": SLOPES, "top_k": 5, "dropout_p": 0.2, "row_start": starts(19, 40)}
+    found = []
+    for order in range(3):
+        emulated.take_turns(order)
+        found.append(run(composed, inputs, **options))
+    emulated.take_turns(0)
+    assert all(torch.equal(x, y) for other in found for x, y in zip(other, found[0], strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_vectors_may_lie_anyhow_in_memory(dtype):
+    options = {"slopes": SLOPES, "top_k": 4}
+    inputs = random_inputs(s=30, t=30, d=16, carry=False, dtype=dtype)
+    expected = run(composed, inputs, **options)
+    for spread in (
+        lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+        lambda x: torch.cat([x, x], -1)[..., :16],
+        lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x),
+    ):
+        laid_out = [spread(x.detach()).requires_grad_() for x in inputs]
+        for actual, wanted in zip(run(composed, laid_out, **options), expected, strict=True):
+            assert torch.allclose(actual, wanted, rtol=2e-3, atol=1e-3)
+
+
+BAD = {
+    "scores in strides": lambda s, k, w, v: OPS.topk_select_(s.mT, None, 2, None, False),
+    "no key to keep": lambda s, k, w, v: OPS.topk_select_(s, None, 0, None, False),
+    "other heads": lambda s, k, w, v: OPS.sum_of_kept(k, w, v[:, :1], 0.0, 0),
+    "fewer keys than queries": lambda s, k, w, v: OPS.sum_of_kept(k, w, v[:, :, :3], 0.0, 0),
+    "kept keys of another type": lambda s, k, w, v: OPS.sum_of_kept(k.long(), w, v, 0.0, 0),
+    "values in float64": lambda s, k, w, v: OPS.sum_of_kept(k, w, v.double(), 0.0, 0),
+    "gradients of another shape": lambda s, k, w, v: OPS.kept_gradients(
+        v[..., 1:], v, k, w, 0.0, 0
+    ),
+    "pairs in bf16": lambda s, k, w, v: OPS.add_kept_(s.bfloat16(), k, w, None),
+    "pairs of other rows": lambda s, k, w, v: OPS.add_kept_(s[:, :, 1:].clone(), k, w, None),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_an_error(name):
+    scores, v = torch.randn(2, H, 8, 8), torch.randn(2, H, 8, 4)
+    kept, weights = OPS.topk_select_(scores, None, 2, None, False)
+    with pytest.raises(RuntimeError, match=r"must|fewer|at least|are more"):
+        BAD[name](scores, kept, weights, v)
+
+
 def test_no_queries_attend_to_nothing():
     q, k, v, _ = random_inputs(s=0, dtype=torch.float32)
     out, _ = composed(q, k, v, dropout_p=0.1)
@@ -146,7 +199,6 @@ def test_no_queries_attend_to_nothing():
     assert not k.grad.any()
 
 
-@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_carry_of_any_stride_and_type_is_added(dtype):
     q, k, v, _ = (x.detach() for x in random_inputs(s=20, t=20, carry=True, dtype=torch.float32))

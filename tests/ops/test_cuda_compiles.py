@@ -13,9 +13,19 @@ ARCHITECTURES = ("8.0", "9.0")
 NUMBERS, WARP_CHUNKS, BLOCK_CHUNKS = ("Float32", "BFloat16", "Float16"), (2, 4, 8), (4, 8, 16)
 FORWARD = {(number, 1, chunks) for number in NUMBERS for chunks in WARP_CHUNKS}
 FORWARD |= {(number, 4, chunks) for number in NUMBERS for chunks in BLOCK_CHUNKS}
-BACKWARD = {(number, warps, 0) for number in NUMBERS for warps in (1, 4)}
+BACKWARD = {(number, warps) for number in NUMBERS for warps in (1, 4)}
+OVER_KEPT = {(number, whole) for number in NUMBERS for whole in (0, 1)}
+# By their names, what they are given, and the parameters of their templates.
+KERNELS = {
+    "topk_softmax_forward": ("ForwardArguments", FORWARD),
+    "topk_softmax_backward": ("BackwardArguments", BACKWARD),
+    "sum_of_kept": ("SumArguments", OVER_KEPT),
+    "kept_gradients": ("KeptGradientArguments", OVER_KEPT),
+    "add_kept": ("AddArguments", {(1,)}),
+}
 # Neither headers nor host code: what NVRTC is given to compile, whole.
 INSTANCES = """
+#include "kept_keys.cuh"
 #include "topk_softmax_backward.cuh"
 #include "topk_softmax_forward.cuh"
 namespace gptx {
@@ -31,38 +41,46 @@ def compiler() -> Path:
     return found
 
 
-def kernels_in(log: str) -> dict[tuple[str, str, int, int], int]:
-    """Return the bytes that each kernel spills: {(architecture, number, warps, chunks): bytes}."""
+def spilled_bytes(log: str) -> dict[tuple[str, str, tuple], int]:
+    """Return the bytes that each kernel spills: {(architecture, name, parameters): bytes}."""
     found = {}
     pattern = (
-        r"Compiling entry function '(\S+)' for 'sm_(\d+)'.*?"
+        r"Compiling entry function '_ZN4gptx\d+(\w+?)I(\S+?)EEv\S+' for 'sm_(\d+)'.*?"
         r"(\d+) bytes spill stores, (\d+) bytes spill loads"
     )
-    for name, architecture, stores, loads in re.findall(pattern, log, re.DOTALL):
-        # ...topk_softmax_forwardINS_7Float32ELi1ELi8EEE...
-        number, warps, chunks = re.search(r"INS_\d+(\w+?)ELi(\d)E(?:Li(\d+)E)?", name).groups()
-        found[architecture, number, int(warps), int(chunks or 0)] = int(stores) + int(loads)
+    for name, coded, architecture, stores, loads in re.findall(pattern, log, re.DOTALL):
+        # ...topk_softmax_forwardINS_7Float32ELi1ELi8EEEv...
+        parameters = re.findall(r"NS_\d+([A-Z]\w+?)(?:E|$)|L[ib](\d+)", coded)
+        values = tuple(number or int(digits) for number, digits in parameters)
+        found[architecture, name, values] = int(stores) + int(loads)
     return found
 
 
 def test_nvcc_compiles_every_kernel_and_those_of_rows_up_to_2048_spill_nothing(compiler, tmp_path):
     source = SOURCES / "cuda" / "topk_softmax_launch.cu"
     command = [str(compiler), *cuda_build.flags(ARCHITECTURES), "-Xptxas", "-v", "-c", str(source)]
-    spilled = kernels_in(cuda_build.run([*command, "-o", str(tmp_path / "kernels.o")]))
-    expected = {(name.replace(".", ""), *k) for name in ARCHITECTURES for k in FORWARD | BACKWARD}
-    assert set(spilled) == expected
-    assert {kernel for kernel, size in spilled.items() if size and kernel[2] == 1} == set()
+    spilled = spilled_bytes(cuda_build.run([*command, "-o", str(tmp_path / "kernels.o")]))
+    assert set(spilled) == {
+        (architecture.replace(".", ""), name, parameters)
+        for architecture in ARCHITECTURES
+        for name, (_, instances) in KERNELS.items()
+        for parameters in instances
+    }
+    of_longer_rows = {("topk_softmax_forward", x) for x in FORWARD if x[1] == 4}
+    assert {k for k, size in spilled.items() if size and k[1:] not in of_longer_rows} == set()
 
 
 def test_nvrtc_compiles_every_kernel_for_a_v100():
     nvrtc = find_nvrtc(70)
     if nvrtc is None:
         pytest.skip("no NVRTC that knows sm_70; `make check-cuda` fetches one")
-    forward = [f"forward<{n}, {w}, {c}>(ForwardArguments)" for n, w, c in sorted(FORWARD)]
-    backward = [f"backward<{n}, {w}>(BackwardArguments)" for n, w, _ in sorted(BACKWARD)]
-    instances = [f"template __global__ void topk_softmax_{x};" for x in forward + backward]
+    instances = [
+        f"template __global__ void {name}<{', '.join(map(str, values))}>({arguments});"
+        for name, (arguments, found) in KERNELS.items()
+        for values in sorted(found)
+    ]
     source = INSTANCES + "\n".join(instances) + "\n}\n"
     options = ["--gpu-architecture=sm_70", "--std=c++17", f"--include-path={SOURCES / 'cuda'}"]
     code, _ = nvrtc.compile(source, "kernels.cu", options)
-    names = set(re.findall(rb"\.text\.(_ZN4gptx\d+topk_softmax_(?:for|back)ward\w+)", code))
+    names = set(re.findall(rb"\.text\.(_ZN4gptx\d+\w+)", code))
     assert len(names) == len(instances)

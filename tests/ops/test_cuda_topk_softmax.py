@@ -5,7 +5,6 @@ The emulator runs the kernels' own lines, one fiber per thread, in three orders 
 
 import math
 import subprocess
-from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -16,7 +15,7 @@ from megatron_gptx.ops.sight import key_offset, unseen
 from megatron_gptx.ops.topk_softmax import MOST_CUDA_KEYS, keep_best, topk_softmax_reference
 from tests.numerics import assert_all_as_accurate
 from tests.ops.attention_inputs import SLOPES, B, H
-from tests.ops.emulator.compile import CSRC, compile_ops, compile_sanitized
+from tests.ops.emulator.compile import CSRC, compile_sanitized
 from tests.ops.softmax_inputs import random_scores, results, starts
 
 ASCENDING, DESCENDING, SHUFFLED = SCHEDULES = range(3)
@@ -27,13 +26,6 @@ SHAPES = WARP_ROWS + BLOCK_ROWS
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 # Beyond the 32 that a warp sorts at once, and beyond most rows.
 TOP_K = [1, 8, 33, 3000]
-
-
-@pytest.fixture(scope="session")
-def emulated(tmp_path_factory) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """Return the emulated forward op."""
-    torch.ops.load_library(compile_ops(tmp_path_factory.mktemp("emulator")))
-    return torch.ops.gptx_emulated.topk_softmax
 
 
 class Emulated(torch.autograd.Function):
@@ -111,7 +103,7 @@ def test_reference_cpu_and_cuda_kernels_keep_the_same_keys(emulated, name, level
             z = z + slopes.view(-1, 1, 1) * key_offset(s, t, torch.float32, scores.device)
         for top_k in TOP_K:
             arguments = scores, slopes, top_k, row_start, 0.0, 0
-            probs, kept, weights = emulated(*arguments, schedule)
+            probs, kept, weights = emulated.topk_softmax(*arguments, schedule)
             _, cpu_kept, cpu_weights = torch.ops.gptx.topk_softmax(*arguments)
             assert torch.equal(kept, cpu_kept)
             assert (weights - cpu_weights).abs().max() < 1e-6
@@ -133,7 +125,7 @@ def test_z_is_rounded_twice_in_every_kernel(emulated, t):
     penalty = slopes.view(-1, 1, 1) * key_offset(4, t, torch.float32, slopes.device)
     # All z are 0, unless product and sum are rounded at once.
     arguments = (-penalty).expand(B, H, 4, t), slopes, 5, None, 0.0, 0
-    _, kept, weights = emulated(*arguments, ASCENDING)
+    _, kept, weights = emulated.topk_softmax(*arguments, ASCENDING)
     assert torch.equal(kept, torch.ops.gptx.topk_softmax(*arguments)[1])
     assert torch.equal(kept[0, 0, -1], torch.arange(t - 5, t, dtype=torch.int32))
     assert (weights == 0.2).all()
@@ -157,7 +149,7 @@ def test_scores_that_are_no_numbers_or_infinite_are_the_cpu_kernels(emulated, t,
     for dropout_p in (0.0, 0.3):
         arguments = scores, SLOPES, top_k, None, dropout_p, 5
         for schedule in SCHEDULES:
-            actual = emulated(*arguments, schedule)
+            actual = emulated.topk_softmax(*arguments, schedule)
             expected = torch.ops.gptx.topk_softmax(*arguments)
             assert torch.equal(actual[1], expected[1])
             for x, y in zip(actual, expected, strict=True):
@@ -172,12 +164,12 @@ def test_scores_may_lie_anyhow_in_memory(emulated, dtype):
     assert not spread.is_contiguous()
     assert shifted.data_ptr() % 16
     for scores in (spread, shifted):
-        probs, kept, weights = emulated(scores, SLOPES, 4, None, 0.0, 0, SHUFFLED)
-        again = emulated(
+        probs, kept, weights = emulated.topk_softmax(scores, SLOPES, 4, None, 0.0, 0, SHUFFLED)
+        again = emulated.topk_softmax(
             scores.clone(memory_format=torch.contiguous_format), SLOPES, 4, None, 0.0, 0, 0
         )
         assert all(torch.equal(x, y) for x, y in zip((probs, kept, weights), again, strict=True))
-        backward = torch.ops.gptx_emulated.topk_softmax_backward
+        backward = emulated.topk_softmax_backward
         grads = [backward(x, kept, weights, 0.0, 0, 0) for x in (scores, scores.contiguous())]
         assert torch.equal(*grads)
 
@@ -202,16 +194,16 @@ def test_the_order_of_turns_changes_no_bit(s, t, name):
 
 @pytest.mark.parametrize(("b", "h", "s"), [(0, 3, 5), (2, 0, 5), (2, 3, 0)])
 def test_no_rows_give_no_rows(emulated, b, h, s):
-    probs, kept, weights = emulated(torch.zeros(b, h, s, 5), None, 3, None, 0.0, 0, 0)
+    probs, kept, weights = emulated.topk_softmax(torch.zeros(b, h, s, 5), None, 3, None, 0.0, 0, 0)
     assert (probs.shape, kept.shape, weights.shape) == ((b, h, s, 5), (b, h, s, 3), (b, h, s, 3))
-    grads = torch.ops.gptx_emulated.topk_softmax_backward(probs, kept, weights, 0.0, 0, 0)
+    grads = emulated.topk_softmax_backward(probs, kept, weights, 0.0, 0, 0)
     assert grads.shape == probs.shape
 
 
 def test_longer_rows_than_a_block_holds_are_refused(emulated):
     scores = torch.empty(1, 1, 1, MOST_CUDA_KEYS + 1)
     with pytest.raises(RuntimeError, match=rf"at most {MOST_CUDA_KEYS} keys, here are 16385"):
-        emulated(scores, None, 3, None, 0.0, 0, 0)
+        emulated.topk_softmax(scores, None, 3, None, 0.0, 0, 0)
     header = (CSRC / "cuda" / "topk_softmax_launch.h").read_text()
     assert f"kMostKeys = {MOST_CUDA_KEYS};" in header
 

@@ -45,6 +45,14 @@ def test_a_tied_table_counts_once_and_as_an_embedding():
     assert "layers.0.tokens.weight" in names(model, keep["params"])
 
 
+def test_no_parameter_lies_behind_a_single_number():
+    model = GPTXSequential(MODEL)
+    for group in parameter_groups(model, weight_decay=0.1, decay_embeddings=False):
+        sizes = [parameter.numel() for parameter in group["params"]]
+        gates = sizes.count(1)
+        assert 1 not in sizes[: len(sizes) - gates]
+
+
 def optimizer_with(gradients: list[list[float]], max_norm: float | None) -> torch.optim.Optimizer:
     parameters = [nn.Parameter(torch.zeros(len(values))) for values in gradients]
     for parameter, values in zip(parameters, gradients, strict=True):

@@ -18,4 +18,16 @@ void emulate(const Arguments& arguments, Number type) {
   });
 }
 
+template <class Arguments>
+void emulate_over_kept(const Arguments& arguments, Number type, bool whole) {
+  choose_kernel_over_kept(arguments, type, whole, [&](auto kernel) {
+    const int64_t blocks = num_blocks_over_kept(arguments.rows, arguments.log_lanes);
+    emulator::run_grid(blocks, kThreads, schedule, [&] { kernel(arguments); });
+  });
+}
+
+inline void emulate(const AddArguments& arguments) {
+  emulator::run_grid(num_blocks(arguments.rows, 1), kThreads, schedule, [&] { add_kept<1>(arguments); });
+}
+
 }  // namespace gptx

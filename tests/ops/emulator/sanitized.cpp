@@ -15,6 +15,33 @@ void require(bool holds, const char* what, const Rows& rows) {
   std::exit(1);
 }
 
+// Values of exactly their size, in pieces of 16 bytes and in others.
+template <class T>
+void over_kept(Number type, const Rows& rows, const int32_t* starts, const int32_t* kept,
+               const float* weights) {
+  using Bits = typename T::Bits;
+  const int64_t b = rows.num_rows / rows.num_heads / rows.num_queries;
+  const std::unique_ptr<float[]> grads(new float[rows.num_rows * rows.width]);
+  for (const int head_dim : {3, 16}) {
+    const bool whole = head_dim == 16;
+    const auto strides = [&](int64_t s) {
+      return Strides{rows.num_heads * s * head_dim, s * head_dim, head_dim};
+    };
+    const auto buffer = [&](int64_t s) { return std::unique_ptr<Bits[]>(new Bits[b * strides(s).of_batch]()); };
+    const auto values = buffer(rows.num_keys), out = buffer(rows.num_queries);
+    const int log_lanes = whole ? 1 : 2;
+    emulate_over_kept(SumArguments{rows, head_dim, log_lanes, kept, weights, values.get(),
+                                   strides(rows.num_keys), out.get(), strides(rows.num_queries)},
+                      type, whole);
+    emulate_over_kept(
+        KeptGradientArguments{rows, head_dim, log_lanes, kept, weights, values.get(), strides(rows.num_keys),
+                              out.get(), strides(rows.num_queries), grads.get()},
+        type, whole);
+  }
+  const std::unique_ptr<float[]> pairs(new float[rows.num_rows * rows.num_keys]());
+  emulate(AddArguments{rows, starts, kept, grads.get(), pairs.get()});
+}
+
 template <class T>
 void run(Number type, int num_queries, int num_keys, int top_k, int levels, bool documents,
          std::mt19937& random) {
@@ -32,9 +59,10 @@ void run(Number type, int num_queries, int num_keys, int top_k, int levels, bool
   }
   for (int i = 0; i < b * num_queries; ++i) starts[i] = static_cast<int>(random() % (num_keys + 1));
 
-  emulate(ForwardArguments{rows, scores.get(), slopes.get(), documents ? starts.get() : nullptr,
+  emulate(ForwardArguments{rows, scores.get(), nullptr, slopes.get(), documents ? starts.get() : nullptr,
                            probs.get(), kept.get(), weights.get()}, type);
   emulate(BackwardArguments{rows, grad_probs.get(), kept.get(), weights.get(), grad_scores.get()}, type);
+  over_kept<T>(type, rows, documents ? starts.get() : nullptr, kept.get(), weights.get());
   for (int64_t row = 0; row < rows.num_rows; ++row) {
     const int position = num_keys - num_queries + static_cast<int>(row % num_queries);
     const int start = documents ? starts[row / num_queries * num_queries + row % num_queries] : 0;
