@@ -10,10 +10,6 @@ Beside other busy programs set OMP_WAIT_POLICY=passive: threads that spin make a
 
 import argparse
 import json
-import math
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +21,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from training_runs import (
+    ONE_RANK,
+    WARMUP_STEPS,
+    Step,
+    as_only_rank,
+    loss_fall,
+    random_steps,
+)
 from x_transformers import Decoder, TransformerWrapper
 from x_transformers.x_transformers import LayerScale
 
@@ -32,19 +36,14 @@ from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.load import load
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.ops import Backend, OpsConfig
-from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.data.files import write_aside
-from megatron_gptx.data.loader import MicroBatch
-from megatron_gptx.distributed.process import Process, run_worker
+from megatron_gptx.distributed.process import Process
 from megatron_gptx.ops.attention import attention_reference
 
-Step = list[MicroBatch]
-WARMUP_STEPS = 5
-
 # One rank, and what x-transformers has not or means otherwise.
-SETTINGS = """\
-parallel.pipeline_stages=1 parallel.data_replicas=1 parallel.boundaries=null precision=fp32
+SETTINGS = f"""\
+{ONE_RANK} precision=fp32
 training.checkpoint_activations=0 model.activation=gelu model.biases=true model.tied_head=false
 model.dropout=0 model.attention.dropout=0"""
 
@@ -151,14 +150,6 @@ def their_model(model: ModelConfig) -> TransformerWrapper:
     return wrapper
 
 
-def random_steps(config: Config, number: int) -> list[Step]:
-    """Return steps of tokens that are rarer the higher they are: there is that much to learn."""
-    rows = (number, config.batch.accumulation_steps, config.batch.micro_size)
-    weights = 1 / torch.arange(1.0, config.model.vocab_size + 1).repeat(math.prod(rows), 1)
-    tokens = weights.multinomial(config.model.seq_length + 1, replacement=True).view(*rows, -1)
-    return [[MicroBatch(m[:, :-1].contiguous(), m[:, 1:].contiguous()) for m in s] for s in tokens]
-
-
 def compare(config: Config, options: argparse.Namespace, process: Process) -> None:
     """Check that all sides are alike and learn, time them in turns, show and write the result."""
     torch.set_num_threads(options.threads)
@@ -174,10 +165,8 @@ def compare(config: Config, options: argparse.Namespace, process: Process) -> No
     steps = random_steps(config, WARMUP_STEPS + options.pairs * options.steps_per_block)
     for side in sides:
         losses = [side.train(steps[number], number) for number in range(WARMUP_STEPS)]
-        fall = f"loss {losses[0]:.3f} to {losses[-1]:.3f} in {WARMUP_STEPS} steps"
+        fall = loss_fall(side.name, losses)
         show(f"{side.name:<15}{side.num_parameters:>11,} parameters, {fall}")
-        if not losses[-1] < losses[0]:  # NaN is not below either
-            raise UserError(f"{side.name} does not learn: {fall}; try another optimizer.lr")
 
     tokens = options.steps_per_block * config.batch.global_size * config.model.seq_length
     speeds: dict[str, list[float]] = {side.name: [] for side in sides}
@@ -215,14 +204,7 @@ def main(argv: list[str] | None = None) -> int:
         config = load([options.config], [*options.set, *SETTINGS.split()])
     except UserError as error:
         parser.exit(2, f"{error}\n")
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", DS_ACCELERATOR="cpu")
-    # Port 0: the only rank listens where the system has room, and nobody has to find it.
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    run_dir = Path(tempfile.mkdtemp(prefix="train_cpu-"))
-    run_worker(
-        partial(compare, config, options), run_dir=run_dir, launch=LaunchConfig(timeout_seconds=60)
-    )
-    shutil.rmtree(run_dir)  # a failure never comes here: its message names the log in there
+    as_only_rank(partial(compare, config, options), accelerator="cpu")
     return 0
 
 

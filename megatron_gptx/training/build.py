@@ -37,19 +37,46 @@ def build_engine(config: Config, process: Process, *, say: Callable[[str], None]
     return build(config, process, say)
 
 
-def _sequential(config: Config, process: Process, say: Callable[[str], None]) -> SequentialRun:
+def initialize(
+    config: Config,
+    model: nn.Module,
+    process: Process,
+    *,
+    say: Callable[[str], None],
+    clipping: GlobalNormClipping | None = None,
+) -> Any:
+    """Return DeepSpeed's engine of a model: kernels and optimizer chosen, weights on the device.
+
+    `clipping` runs before each step of the optimizer.
+    """
+    choose_backend(
+        model,
+        config.model.attention,
+        config.ops.backend,
+        device_type=process.device.type,
+        num_keys=config.model.seq_length,
+        say=say,
+    )
+    optimizer = _build_optimizer(config, model, process.device, say)
+    if clipping is not None:
+        optimizer.register_step_pre_hook(clipping)
     settings = deepspeed_config(config)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=settings, dist_init_required=False
+    )
+    return engine
+
+
+def _sequential(config: Config, process: Process, say: Callable[[str], None]) -> SequentialRun:
     # Layer by layer, so that no process ever holds all weights of a model that ZeRO-3 scatters.
-    scatter = partial(_scatter, settings) if effective_zero_stage(config) == 3 else None
+    scatters = effective_zero_stage(config) == 3
     model = GPTXSequential(
         config.model,
         seed=config.training.seed,
         checkpoint_group=config.training.checkpoint_activations,
-        prepare=scatter,
+        prepare=partial(_scatter, deepspeed_config(config)) if scatters else None,
     )
-    _choose_backend(config, model, process, say)
-    optimizer = _build_optimizer(config, model, process.device, say)
-    return SequentialRun(_initialize(model, optimizer, settings))
+    return SequentialRun(initialize(config, model, process, say=say))
 
 
 def _pipelined(config: Config, process: Process, say: Callable[[str], None]) -> PipelineRun:
@@ -60,8 +87,7 @@ def _pipelined(config: Config, process: Process, say: Callable[[str], None]) -> 
         seed=config.training.seed,
         checkpoint_group=config.training.checkpoint_activations,
     )
-    _choose_backend(config, model, process, say)
-    optimizer = _build_optimizer(config, model, process.device, say)
+    clipping = None
     if effective_zero_stage(config) == 0:
         clipping = GlobalNormClipping(
             model.own_parameters(),
@@ -69,34 +95,11 @@ def _pipelined(config: Config, process: Process, say: Callable[[str], None]) -> 
             max_norm=config.optimizer.gradient_clipping,
             stages=model.stage_group(),
         )
-        optimizer.register_step_pre_hook(clipping)
-    return PipelineRun(_initialize(model, optimizer, deepspeed_config(config)))
-
-
-def _choose_backend(
-    config: Config, model: nn.Module, process: Process, say: Callable[[str], None]
-) -> None:
-    choose_backend(
-        model,
-        config.model.attention,
-        config.ops.backend,
-        device_type=process.device.type,
-        num_keys=config.model.seq_length,
-        say=say,
-    )
+    return PipelineRun(initialize(config, model, process, say=say, clipping=clipping))
 
 
 def _scatter(settings: dict[str, Any], layer: nn.Module) -> None:
     deepspeed.zero.Init(module=layer, config_dict_or_path=settings)
-
-
-def _initialize(
-    model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
-) -> Any:
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=settings, dist_init_required=False
-    )
-    return engine
 
 
 def _build_optimizer(
