@@ -1,7 +1,8 @@
 """Real training runs of a tiny model: gloo ranks on the CPU, forked from a warm server.
 
 Importing DeepSpeed takes seconds, so a server process imports it once and every rank is forked
-from there. Apart from the launcher, a rank is what `deepy.py` starts.
+from there. Apart from the launcher, a rank is what `deepy.py` starts. Ranks on GPUs are processes
+of their own from the start: a fork of one that has looked for GPUs cannot use them.
 """
 
 import functools
@@ -94,11 +95,16 @@ def train(config: Config) -> list[dict[str, float]]:
 def start(config: Config, *, screen: Path | None = None) -> list[int | None]:
     """Train all ranks of a configuration and return their exit statuses."""
     ranks = config.parallel.pipeline_stages * (config.parallel.data_replicas or 1)
-    return start_ranks(train_rank, ranks, encode(config), screen=screen)
+    device = config.launch.device
+    return start_ranks(train_rank, ranks, encode(config), screen=screen, device=device)
 
 
 def start_ranks(
-    work: Callable[..., None], ranks: int, *arguments: Any, screen: Path | None = None
+    work: Callable[..., None],
+    ranks: int,
+    *arguments: Any,
+    screen: Path | None = None,
+    device: str = "cpu",
 ) -> list[int | None]:
     """Run `work(*arguments)` on ranks and return their exit statuses.
 
@@ -108,10 +114,11 @@ def start_ranks(
     port = free_port()
     # The server, and with it a rank, does not see what a test sets.
     fault = os.environ.get("GPTX_FAULT", "")
+    context = _server() if device == "cpu" else multiprocessing.get_context("spawn")
     processes = [
-        _server().Process(
+        context.Process(
             target=_rank,
-            args=(rank, ranks, port, screen or os.devnull, fault, work, arguments),
+            args=(rank, ranks, port, screen or os.devnull, fault, device, work, arguments),
         )
         for rank in range(ranks)
     ]
@@ -160,6 +167,7 @@ def _rank(
     port: int,
     screen: str | Path,
     fault: str,
+    device: str,
     work: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> None:
@@ -173,5 +181,6 @@ def _rank(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
         GPTX_FAULT=fault,
+        DS_ACCELERATOR=device,
     )
     work(*arguments)

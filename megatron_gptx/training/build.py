@@ -70,11 +70,14 @@ def initialize(
 def _sequential(config: Config, process: Process, say: Callable[[str], None]) -> SequentialRun:
     # Layer by layer, so that no process ever holds all weights of a model that ZeRO-3 scatters.
     scatters = effective_zero_stage(config) == 3
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     model = GPTXSequential(
         config.model,
         seed=config.training.seed,
         checkpoint_group=config.training.checkpoint_activations,
-        prepare=partial(_scatter, deepspeed_config(config)) if scatters else None,
+        prepare=partial(_scatter, deepspeed_config(config), dtype[config.precision])
+        if scatters
+        else None,
     )
     return SequentialRun(initialize(config, model, process, say=say))
 
@@ -98,8 +101,9 @@ def _pipelined(config: Config, process: Process, say: Callable[[str], None]) -> 
     return PipelineRun(initialize(config, model, process, say=say, clipping=clipping))
 
 
-def _scatter(settings: dict[str, Any], layer: nn.Module) -> None:
-    deepspeed.zero.Init(module=layer, config_dict_or_path=settings)
+def _scatter(settings: dict[str, Any], dtype: torch.dtype, layer: nn.Module) -> None:
+    # DeepSpeed converts weights for 16 bits only where none are scattered yet.
+    deepspeed.zero.Init(module=layer.to(dtype), config_dict_or_path=settings)
 
 
 def _build_optimizer(

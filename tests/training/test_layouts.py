@@ -124,6 +124,13 @@ def test_bf16_trains_alike_in_every_layout(run, stages, replicas, zero_stage):
     assert split[-1] < split[0] - 1
 
 
+def test_scattered_weights_have_16_bits_as_well(run):
+    scattered = run(precision="bf16", parallel__zero_stage=3)[0]
+    # Before any update: the same weights, whose losses are averaged in another order.
+    assert scattered == pytest.approx(run(precision="bf16")[0], rel=4 * EPSILON)
+    assert scattered != pytest.approx(run()[0], rel=ROUNDING)
+
+
 @pytest.mark.parametrize(
     ("stages", "zero_stage", "replicas"), [(1, 1, 1), (2, 1, 1), (1, 2, 2), (1, 3, 2)]
 )
