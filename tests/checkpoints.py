@@ -5,9 +5,20 @@ import resource
 from pathlib import Path
 from typing import Any
 
-from megatron_gptx.checkpoint.layout import Checkpoint, all_names, newest, read, seal
+from megatron_gptx.checkpoint.layout import (
+    Checkpoint,
+    CheckpointError,
+    all_names,
+    damage,
+    newest,
+    read,
+    seal,
+)
 from megatron_gptx.config.schema import Config
 from megatron_gptx.data.files import file_sha256
+
+WEIGHTS_FILE = "weights/layer-002.safetensors"
+OPTIMIZER_FILE = "optimizer/layer-002.rank-0000.safetensors"
 
 
 def flip(path: Path) -> None:
@@ -27,6 +38,16 @@ def link_newest(config: Config, run_dir: Path) -> Checkpoint:
         (folder / name).hardlink_to(found.path / name)
     (run_dir / "checkpoints" / "latest").write_text(found.path.name)
     return read(folder)
+
+
+def refusal(run_dir: Path) -> str | None:
+    """Return why a run would not be resumed, by the checks that `resume` makes."""
+    try:
+        found = newest(run_dir)
+        assert found is not None
+        return damage(found, all_names(found))
+    except CheckpointError as error:
+        return str(error)
 
 
 def peak_bytes() -> int:
