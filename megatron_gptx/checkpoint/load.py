@@ -36,6 +36,7 @@ from megatron_gptx.checkpoint.tensors import SavedLayer
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.distributed.faults import fault_point
+from megatron_gptx.distributed.process import lost_a_peer
 
 
 def resume(engine: Any, *, config: Config, say: Callable[[str], None]) -> Checkpoint | None:
@@ -171,6 +172,8 @@ def _load(engine: Any, checkpoint: Checkpoint, config: Config) -> None:
         set_steps(engine, checkpoint.manifest["optimizer"]["steps"])
         set_loss_scale(engine, checkpoint.manifest["optimizer"].get("loss_scale"))
     except (KeyError, ValueError, RuntimeError, SafetensorError, OSError) as error:
+        if lost_a_peer(error):
+            raise  # ZeRO-3 gathers and scatters what it loads into
         raise CheckpointError(f"{checkpoint.path} does not fit this model: {error}") from None
     engine.global_steps = checkpoint.step
 
