@@ -165,7 +165,10 @@ class GuardConfig(Section):
         "run goes back to its newest checkpoint and on behind the samples that led there.",
     )
     max_rewinds: int = Field(
-        3, ge=0, description="How often a run goes back so before it ends with an error."
+        3,
+        ge=0,
+        description="How often a run, whatever stops it meanwhile, goes back so before it ends "
+        "with an error.",
     )
     spike_factor: float | None = Field(
         None,

@@ -70,11 +70,12 @@ COUNTS = [-1, 1.5, "1", None, 2**63, 10**400, math.nan, math.inf, [1], {}]
 
 
 @pytest.mark.parametrize("count", COUNTS, ids=lambda count: str(count)[:9])
-@pytest.mark.parametrize("place", ["step", "samples", "steps", "bytes"])
+@pytest.mark.parametrize("place", ["step", "samples", "steps", "bytes", "rewinds"])
 def test_a_count_in_a_manifest_that_is_none_is_damage(checkpoint, tmp_path, place, count):
     manifest = json.loads(json.dumps(checkpoint.manifest))
     owner = {
         "steps": manifest["optimizer"],
+        "rewinds": manifest["guard"],
         "bytes": manifest["files"][WEIGHTS_FILE],
     }.get(place, manifest["state"])
     owner[place] = count
@@ -100,6 +101,8 @@ MANIFESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a deep something": lambda m: {**m, "harm": deep(100)},
     "a deep format": lambda m: {**m, "format": deep(900)},
     "a long format": lambda m: {**m, "format": "x" * 10**6},
+    "a return to a step that is text": lambda m: {**m, "guard": {"return_to": "../1"}},
+    "a save that is due by a number": lambda m: {**m, "guard": {"save_is_due": 1}},
     "another step": lambda m: {**m, "state": {**m["state"], "step": 7}},
 }
 
