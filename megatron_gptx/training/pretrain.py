@@ -116,6 +116,8 @@ class Pretraining:
                 batches = train.steps(self.state.samples)
                 _close(writers)
                 writers = self._open_writers()
+                if reason:  # else the samples behind which it goes on would be forgotten
+                    self._save(must=True)
             else:
                 self._save(must=bool(reason))
         _close(writers)

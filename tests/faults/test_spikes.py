@@ -94,8 +94,8 @@ def test_spikes_in_a_row_send_a_run_back_behind_their_samples(uninterrupted, lay
     assert rows[-1]["loss"] < rows[BEFORE]["loss"]
 
 
-# Once and twice.
-@pytest.mark.parametrize("stops", [NOISE[:1], NOISE[:2]])
+# Amid the spikes once and twice, and when the run goes back.
+@pytest.mark.parametrize("stops", [NOISE[:1], NOISE[:2], NOISE[2:]])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_run_that_is_stopped_amid_spikes_ends_as_one_that_is_not(
     spiky, uninterrupted, tmp_path, monkeypatch, layout, stops
@@ -107,10 +107,13 @@ def test_a_run_that_is_stopped_amid_spikes_ends_as_one_that_is_not(
         # Half a second, in which the signal is noticed.
         monkeypatch.setenv("GPTX_FAULT", " ".join([f"term:{here}", *[f"slow:{here}"] * 10]))
         assert start(config) == [STOPPED, STOPPED]
+        saved = BEFORE if step == NOISE[-1] else step
         said = (tmp_path / "logs" / ".stopped").read_text()
-        assert said.startswith(f"stopped by SIGTERM at step {step}; saved ")
+        assert said.startswith(f"stopped by SIGTERM at step {saved}; saved ")
     monkeypatch.delenv("GPTX_FAULT")
     assert without_speed(train(config)) == without_speed(rows)
+    # No sample is taken again that led to a return.
+    assert (tmp_path / "logs" / "rank-0.log").read_text().count("back to step") == 1
     after, expected = (weights(Path(each.output.run_dir), step=LAST) for each in (config, whole))
     assert after.keys() == expected.keys()
     assert all(torch.equal(after[name], expected[name]) for name in after)
