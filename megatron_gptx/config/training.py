@@ -126,7 +126,7 @@ class CheckpointConfig(Section):
         "auto",
         description="`auto` resumes from the newest checkpoint in the run folder if there is one, "
         "and stops where that is damaged; `intact` passes over damaged ones; `fresh` refuses to "
-        "start where there is one.",
+        "start where there is one, but for those that its own restarts and SLURM's find.",
     )
     upload: str | None = Field(
         None,

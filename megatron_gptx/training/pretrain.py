@@ -15,6 +15,7 @@ from megatron_gptx.data.build import Datasets, build_datasets
 from megatron_gptx.data.files import write_aside
 from megatron_gptx.data.loader import MicroBatch, StepLoader
 from megatron_gptx.distributed.faults import fault_point
+from megatron_gptx.distributed.log import fresh_marker
 from megatron_gptx.distributed.process import Process
 from megatron_gptx.distributed.status import StoppedError
 from megatron_gptx.training.build import build_engine
@@ -64,6 +65,8 @@ class Pretraining:
             self.state = TrainingState(**saved.manifest["state"])
             self.guard.restore(saved.manifest["guard"])
             self.save_is_due = saved.manifest["guard"].get("save_is_due", False)
+        elif self.leader and config.checkpoint.start == "fresh":
+            fresh_marker(Path(config.output.run_dir)).touch()
 
     def run(self) -> None:
         """Take the steps that are left."""
