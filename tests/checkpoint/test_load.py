@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,13 @@ def test_a_future_that_was_given_up_is_tried_last(tmp_path, latest, order):
         (tmp_path / "checkpoints" / step_name(step)).mkdir(parents=True)
     (tmp_path / "checkpoints" / "latest").write_text(latest)
     assert [step_of(path) for path in candidates(tmp_path)] == order
+
+
+def test_a_checkpoint_names_the_versions_that_saved_it(trained):
+    checkpoint = newest(trained.output.run_dir)
+    assert checkpoint is not None
+    packages = ("megatron_gptx", "torch", "deepspeed")
+    assert checkpoint.manifest["versions"] == {name: version(name) for name in packages}
 
 
 def test_another_model_is_refused_with_all_differences(trained, corpus, tmp_path):
