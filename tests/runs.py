@@ -141,6 +141,12 @@ def losses(rows: list[dict[str, float]]) -> list[float]:
     return [row["loss"] for row in rows]
 
 
+def without_speed(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Return the metrics of a run that are the same whenever it runs."""
+    clocks = {"tokens_per_second", "data_seconds"}
+    return [{key: row[key] for key in row.keys() - clocks} for row in rows]
+
+
 def train_rank(packed: str) -> None:
     """Train one rank, in the process that is to be it."""
     from megatron_gptx.training.start import run_rank

@@ -169,6 +169,21 @@ def named_newest(run_dir: str | Path) -> Path | None:
     return found[0]
 
 
+def newest_sound(run_dir: str | Path) -> Checkpoint | None:
+    """Return the newest checkpoint that was not saved amid bad steps; one that was names it.
+
+    None where there is none.
+
+    Raises:
+        CheckpointError: it is gone, or `newest` raises.
+    """
+    found = newest(run_dir)
+    if found is None or not found.manifest["guard"].get("in_a_row", 0):
+        return found
+    step = found.manifest["guard"].get("return_to")
+    return None if step is None else read(checkpoint_folder(run_dir) / step_name(step))
+
+
 def read(path: Path) -> Checkpoint:
     """Return the checkpoint in a folder; its manifest is read, its files are not.
 
@@ -252,7 +267,9 @@ def _is_manifest(value: Any) -> bool:
         and isinstance(scale, dict)
         and all(isinstance(s, int | float) and math.isfinite(s) for s in scale.values())
         and isinstance(guard, dict)
-        and all(_is_count(guard.get(name, 0)) for name in ("bad_steps", "in_a_row"))
+        and all(_is_count(guard.get(name, 0)) for name in ("bad_steps", "in_a_row", "rewinds"))
+        and (guard.get("return_to") is None or _is_count(guard["return_to"]))
+        and isinstance(guard.get("save_is_due", False), bool)
         and isinstance(losses := guard.get("losses", []), list)
         and all(isinstance(loss, float) and math.isfinite(loss) for loss in losses)
         and isinstance(config.get("model"), dict)

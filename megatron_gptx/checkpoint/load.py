@@ -27,6 +27,7 @@ from megatron_gptx.checkpoint.layout import (
     damage,
     named_newest,
     newest,
+    newest_sound,
     printable,
     read,
     step_of,
@@ -36,6 +37,7 @@ from megatron_gptx.checkpoint.tensors import SavedLayer
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.distributed.faults import fault_point
+from megatron_gptx.distributed.process import lost_a_peer
 
 
 def resume(engine: Any, *, config: Config, say: Callable[[str], None]) -> Checkpoint | None:
@@ -56,14 +58,29 @@ def resume(engine: Any, *, config: Config, say: Callable[[str], None]) -> Checkp
         CheckpointError: the checkpoint is damaged or of another model, or there must be none.
     """
     found = _choose(config, say)
-    if found is None:
-        return None
+    if found is not None:
+        _use(found, engine, config, say)
+    return found
+
+
+def go_back(engine: Any, *, config: Config, say: Callable[[str], None]) -> Checkpoint | None:
+    """Load the run's newest checkpoint that was not saved amid bad steps; every rank calls this.
+
+    Args, returns and raises as `resume`, but for `checkpoint.start`, which is about a start.
+    """
+    found = _by_leader(lambda: newest_sound(config.output.run_dir))
+    if found is not None:
+        _use(_intact(found), engine, config, say)
+    return found
+
+
+def _use(found: Checkpoint, engine: Any, config: Config, say: Callable[[str], None]) -> None:
+    """Load a checkpoint whose files are intact, if it is of this model."""
     check_model(found, config.model)
     for change in changed_options(found, config):
         say(printable(f"changed since {found.path.name}: {change}"))
     fault_point("load", step=found.step)
     _load(engine, found, config)
-    return found
 
 
 def _choose(config: Config, say: Callable[[str], None]) -> Checkpoint | None:
@@ -72,15 +89,18 @@ def _choose(config: Config, say: Callable[[str], None]) -> Checkpoint | None:
     start = config.checkpoint.start
     if start == "intact" and found is not None:
         return _newest_intact(config, say)
-    if isinstance(found, CheckpointError):
-        raise found
-    if found is None:
-        return None
-    if start == "fresh":
+    if isinstance(found, Checkpoint) and start == "fresh":
         raise CheckpointError(
             f"checkpoint.start is 'fresh', but {found.path} exists; choose another "
             "output.run_dir, or checkpoint.start: auto to resume"
         )
+    return None if found is None else _intact(found)
+
+
+def _intact(found: Checkpoint | CheckpointError) -> Checkpoint:
+    """Return a checkpoint, all of whose files are intact, or raise what is wrong with it."""
+    if isinstance(found, CheckpointError):
+        raise found
     if problem := _damage(found):
         raise CheckpointError(
             f"{found.path} is damaged: {problem}; to go on from the newest intact one, "
@@ -171,6 +191,8 @@ def _load(engine: Any, checkpoint: Checkpoint, config: Config) -> None:
         set_steps(engine, checkpoint.manifest["optimizer"]["steps"])
         set_loss_scale(engine, checkpoint.manifest["optimizer"].get("loss_scale"))
     except (KeyError, ValueError, RuntimeError, SafetensorError, OSError) as error:
+        if lost_a_peer(error):
+            raise  # ZeRO-3 gathers and scatters what it loads into
         raise CheckpointError(f"{checkpoint.path} does not fit this model: {error}") from None
     engine.global_steps = checkpoint.step
 

@@ -7,9 +7,12 @@ from pathlib import Path
 from megatron_gptx.checkpoint.layout import (
     LATEST,
     PARTIAL,
+    CheckpointError,
     aside_of,
     checkpoints,
+    read,
     replaced_ones,
+    step_name,
     step_of,
 )
 from megatron_gptx.config.training import CheckpointConfig
@@ -28,7 +31,8 @@ def superfluous(folder: Path, *, newest: Path, options: CheckpointConfig) -> lis
     # After going back to an earlier step there are later ones too: they never displace this one.
     present = checkpoints(folder)
     candidates = present[: present.index(newest) + 1][: -options.keep_last]
-    return [path for path in candidates if not _kept(step_of(path), options)]
+    needed = _needed(newest)
+    return [path for path in candidates if path != needed and not _kept(step_of(path), options)]
 
 
 def prune(folder: Path, *, newest: Path, options: CheckpointConfig) -> list[Path]:
@@ -60,13 +64,15 @@ def tidy(folder: Path) -> None:
 def delete_oldest(folder: Path, options: CheckpointConfig) -> Path | None:
     """Delete the oldest checkpoint, or return None where there is none that may be deleted.
 
-    The one that `latest` names stays, and so do those of `keep_every` and `keep_steps`.
+    The one that `latest` names stays, what it goes back to, and those of `keep_every` and
+    `keep_steps`.
     """
     with contextlib.suppress(OSError, ValueError):
         latest = (folder / LATEST).read_text(encoding="utf-8").strip()
         if (folder / latest).is_dir():
+            needed = (folder / latest, _needed(folder / latest))
             for path in checkpoints(folder):
-                if path.name != latest and not _kept(step_of(path), options) and delete(path):
+                if path not in needed and not _kept(step_of(path), options) and delete(path):
                     return path
     return None
 
@@ -84,6 +90,15 @@ def delete(path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _needed(newest: Path) -> Path | None:
+    """Return what a run would go back to that was stopped amid bad steps."""
+    try:
+        step = read(newest).manifest["guard"].get("return_to")
+    except CheckpointError:
+        return None
+    return None if step is None else newest.with_name(step_name(step))
 
 
 def _kept(step: int, options: CheckpointConfig) -> bool:

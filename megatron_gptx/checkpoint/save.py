@@ -318,6 +318,8 @@ class Saver:
         return layer % (self.config.parallel.data_replicas or 1) == self.replica
 
     def _manifest(self) -> dict[str, Any]:
+        import deepspeed
+
         return {
             "format": FORMAT,
             "run": self.run_id,
@@ -327,7 +329,11 @@ class Saver:
             },
             "layout": _layout(self.config),
             "config": self.config.model_dump(),
-            "versions": {"megatron_gptx": __version__, "torch": str(torch.__version__)},
+            "versions": {
+                "megatron_gptx": __version__,
+                "torch": str(torch.__version__),
+                "deepspeed": deepspeed.__version__,
+            },
         }
 
 

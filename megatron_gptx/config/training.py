@@ -126,7 +126,7 @@ class CheckpointConfig(Section):
         "auto",
         description="`auto` resumes from the newest checkpoint in the run folder if there is one, "
         "and stops where that is damaged; `intact` passes over damaged ones; `fresh` refuses to "
-        "start where there is one.",
+        "start where there is one, but for those that its own restarts and SLURM's find.",
     )
     upload: str | None = Field(
         None,
@@ -165,7 +165,10 @@ class GuardConfig(Section):
         "run goes back to its newest checkpoint and on behind the samples that led there.",
     )
     max_rewinds: int = Field(
-        3, ge=0, description="How often a run goes back so before it ends with an error."
+        3,
+        ge=0,
+        description="How often a run, whatever stops it meanwhile, goes back so before it ends "
+        "with an error.",
     )
     spike_factor: float | None = Field(
         None,

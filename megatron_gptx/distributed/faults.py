@@ -5,9 +5,9 @@ separated by spaces, each an action and conditions joined by colons:
 
     GPTX_FAULT="kill:at=manifest:rank=1:step>=8"
 
-Actions: `kill` (SIGKILL), `stop` (SIGSTOP), `sleep` (for ever), `slow` (a moment, each time),
-`error` (an exception), `full` (the error of a full disk); on tensors, `nan` at `gradient` and
-`flip` (one bit) at `weights`. `kill` and `stop` take `who=rank` (the default), `who=node`
+Actions: `kill` (SIGKILL), `stop` (SIGSTOP), `term` (SIGTERM), `sleep` (for ever), `slow` (a
+moment, each time), `error` (an exception), `full` (the error of a full disk); on tensors, `nan` at
+`gradient` and `flip` (one bit) at `weights`. The signals take `who=rank` (the default), `who=node`
 (DeepSpeed's launcher of this node) or `who=launcher` (deepy.py). Conditions: `at=PLACE` (always),
 `rank=N`, `step=N`, `step>=N`, and `once=FILE`: only where that file does not exist yet, which
 makes it.
@@ -22,7 +22,7 @@ from pathlib import Path
 
 VARIABLE = "GPTX_FAULT"
 
-_ACTIONS = ("kill", "stop", "sleep", "slow", "error", "full")
+_ACTIONS = ("kill", "stop", "term", "sleep", "slow", "error", "full")
 _ON_TENSORS = ("nan", "flip")
 _SLOW_SECONDS = 0.05
 _CONDITION = re.compile(r"(at|who|rank|step|once)(>=|=)(.+)")
@@ -96,9 +96,9 @@ def _suffer(action: str, place: str, who: str) -> None:
         raise InjectedError(f"{VARIABLE} asked for an error at {place!r}")
     if action == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place)
-    signum = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[action]
+    signum = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}[action]
     os.kill(_process(who), signum)
-    if who != "rank":
+    if who != "rank" and action != "term":
         time.sleep(1e9)  # until this rank goes the way of its launcher
 
 

@@ -53,6 +53,14 @@ def stopped_marker(run_dir: Path) -> Path:
     return run_dir / "logs" / ".stopped"
 
 
+def fresh_marker(run_dir: Path) -> Path:
+    """Return the file that says that `checkpoint.start: fresh` has found no checkpoint here.
+
+    All that there are later belong to the same launch, or to the same job. The next one removes it.
+    """
+    return run_dir / "logs" / ".fresh"
+
+
 def stop_request(run_dir: Path) -> Path:
     """Return the file that makes every rank stop early; it holds the reason. A launch removes it.
 

@@ -122,7 +122,7 @@ def run_worker(work: Callable[[Process], None], *, run_dir: Path, launch: Launch
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         traceback.print_exc()
         sys.stderr.flush()
-        if _lost_a_peer(error):
+        if lost_a_peer(error):
             time.sleep(GRACE_SECONDS)
         if first_to_fail(run_dir):
             where = "" if isinstance(error, UserError) else f" (traceback in {log_path})"
@@ -173,7 +173,8 @@ def _note(console: TextIO, text: str) -> None:
         console.write(f"{text}\n")
 
 
-def _lost_a_peer(error: BaseException) -> bool:
+def lost_a_peer(error: BaseException) -> bool:
+    """Return whether an error is what a collective says when another rank has ended."""
     text = str(error).lower()
     return isinstance(error, dist.DistError) or any(
         words in text for words in ("connection closed by peer", "connection reset", "broken pipe")

@@ -27,7 +27,7 @@ from megatron_gptx.launcher.devices import Placement, check_placement, local_dev
 from megatron_gptx.launcher.ranks import launch
 from megatron_gptx.launcher.requests import StopRequests
 from megatron_gptx.launcher.run import explain, run
-from megatron_gptx.launcher.slurm import requeue, slurm_job
+from megatron_gptx.launcher.slurm import requeue, slurm_job, started_before
 
 USAGE = """\
 usage: ./deepy.py SCRIPT CONFIG [CONFIG ...] [--set section.key=value ...] [--dry-run]
@@ -93,10 +93,18 @@ def _main(argv: Sequence[str], root: Path) -> int:
         explain(status)
         return status
     job = slurm_job() if options.requeue else None
+    again = job is not None and started_before()
     with StopRequests() as requests:
-        status = _train(config, worker, arguments, dry_run=options.dry_run, requests=requests)
+        status = _train(
+            config, worker, arguments, dry_run=options.dry_run, requests=requests, again=again
+        )
     if status == STOPPED and job is not None:
         requeue(job)
+    elif status == STOPPED and config.checkpoint.start == "fresh":
+        sys.stdout.write(
+            "but with --set checkpoint.start=auto: 'fresh' refuses every checkpoint, this run's "
+            "too\n"
+        )
     return status
 
 
@@ -107,6 +115,7 @@ def _train(
     *,
     dry_run: bool,
     requests: StopRequests,
+    again: bool,
 ) -> int:
     config, placement = resolve(config)
     sys.stdout.write(f"{make_plan(config).table()}\n")
@@ -117,7 +126,7 @@ def _train(
     if config.training.epochs is not None:
         epochs, config = config.training.epochs, decide_steps(config)
         sys.stdout.write(f"\ntraining.epochs {epochs:g}: {config.training.steps:,} steps\n")
-    return launch(config, placement, worker, arguments, requests=requests)
+    return launch(config, placement, worker, arguments, requests=requests, again=again)
 
 
 def resolve(config: Config) -> tuple[Config, Placement]:

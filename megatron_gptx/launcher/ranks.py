@@ -6,10 +6,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.schema import Config
-from megatron_gptx.distributed.log import failure_marker, finished_marker, stopped_marker
+from megatron_gptx.distributed.log import (
+    failure_marker,
+    finished_marker,
+    fresh_marker,
+    stopped_marker,
+)
 from megatron_gptx.distributed.status import (
     FAILED,
     FINISHED,
@@ -37,14 +43,28 @@ def launch(
     arguments: Sequence[str],
     *,
     requests: StopRequests,
+    again: bool = False,
 ) -> int:
-    """Run a script on all ranks, again after crashes, and return how that ended."""
+    """Run a script on all ranks, again after crashes, and return how that ended.
+
+    Args:
+        config: the run.
+        placement: where its ranks go.
+        worker: the script.
+        arguments: what it gets besides the configuration.
+        requests: what ends the run early.
+        again: whether this launch takes up an earlier one, which may have begun with `fresh`.
+    """
     run_dir, restarts = Path(config.output.run_dir), config.launch.max_restarts
     variables = environment(placement)
     several = config.launch.hostfile is not None
     if several:
         variables = hosts_environment(variables)
     logs = prepare_logs(run_dir)
+    if not again:
+        fresh_marker(run_dir).unlink(missing_ok=True)
+    elif config.checkpoint.start == "fresh":
+        config = _going_on(config, "auto")
     requests.pass_on(run_dir)
     requests.limit(config.training.time_limit_minutes)
     sys.stdout.write(
@@ -73,9 +93,17 @@ def launch(
             "newest intact checkpoint\n"
         )
         prepare_logs(run_dir)
-        intact = config.checkpoint.model_copy(update={"start": "intact"})
-        config = config.model_copy(update={"checkpoint": intact})
+        config = _going_on(config, "intact")
     raise AssertionError("unreachable: restarts are counted")
+
+
+def _going_on(config: Config, start: Literal["auto", "intact"]) -> Config:
+    """Return a run that goes on from its own checkpoints."""
+    fresh = config.checkpoint.start == "fresh"
+    if fresh and not fresh_marker(Path(config.output.run_dir)).exists():
+        return config  # it has not begun yet: checkpoints here would be those of another run
+    own = config.checkpoint.model_copy(update={"start": start})
+    return config.model_copy(update={"checkpoint": own})
 
 
 def prepare_logs(run_dir: Path) -> Path:

@@ -25,6 +25,11 @@ def slurm_job() -> str:
     return job
 
 
+def started_before() -> bool:
+    """Return whether SLURM has started this job before, and starts it again for any reason."""
+    return os.environ.get("SLURM_RESTART_COUNT", "") not in ("", "0")
+
+
 def requeue(job: str) -> None:
     """Ask SLURM to start a job again, and say how that went: all is saved in either case."""
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)

@@ -32,12 +32,14 @@ class Guard:
         return {
             "bad_steps": self.bad_steps,
             "in_a_row": self.in_a_row,
+            "rewinds": self.rewinds,
             "losses": list(self.losses),
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from a saved state; an empty one is that of a new run."""
         self.bad_steps, self.in_a_row = saved.get("bad_steps", 0), saved.get("in_a_row", 0)
+        self.rewinds = saved.get("rewinds", 0)
         self.losses = deque(saved.get("losses", ()), maxlen=WINDOW)
 
     def judge(self, result: StepResult) -> str | None:

@@ -4,8 +4,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from megatron_gptx.checkpoint.layout import Checkpoint, step_name
-from megatron_gptx.checkpoint.load import resume
+from megatron_gptx.checkpoint.layout import newest_sound, step_name
+from megatron_gptx.checkpoint.load import go_back, resume
 from megatron_gptx.checkpoint.save import Saver
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.schema import Config
@@ -15,6 +15,7 @@ from megatron_gptx.data.build import Datasets, build_datasets
 from megatron_gptx.data.files import write_aside
 from megatron_gptx.data.loader import MicroBatch, StepLoader
 from megatron_gptx.distributed.faults import fault_point
+from megatron_gptx.distributed.log import fresh_marker
 from megatron_gptx.distributed.process import Process
 from megatron_gptx.distributed.status import StoppedError
 from megatron_gptx.training.build import build_engine
@@ -58,11 +59,14 @@ class Pretraining:
         alone = config.parallel.zero_stage < 3
         self.stragglers = Stragglers(self.engine.deepspeed.module, process.device, alone=alone)
         self.saver = Saver(self.engine.deepspeed, config, replica=self.engine.replica, say=self.say)
-        self.state = TrainingState()
-        if saved := self._load(config):
+        self.state, self.save_is_due = TrainingState(), False
+        self.watch.begin("load", 0)
+        if saved := resume(self.engine.deepspeed, config=config, say=self.say):
             self.state = TrainingState(**saved.manifest["state"])
             self.guard.restore(saved.manifest["guard"])
-        self.save_is_due = False
+            self.save_is_due = saved.manifest["guard"].get("save_is_due", False)
+        elif self.leader and config.checkpoint.start == "fresh":
+            fresh_marker(Path(config.output.run_dir)).touch()
 
     def run(self) -> None:
         """Take the steps that are left."""
@@ -115,6 +119,8 @@ class Pretraining:
                 batches = train.steps(self.state.samples)
                 _close(writers)
                 writers = self._open_writers()
+                if reason:  # else the samples behind which it goes on would be forgotten
+                    self._save(must=True)
             else:
                 self._save(must=bool(reason))
         _close(writers)
@@ -186,10 +192,18 @@ class Pretraining:
         self.watch.begin("save", step)
         self.saver.poll()
         if saving:
-            self.save_is_due = False
             guard = self.guard.state()
+            if self.guard.in_a_row:
+                guard |= {"save_is_due": self.save_is_due, "return_to": self._sound_step()}
+            self.save_is_due = False
             self.saver.save(self.state._asdict(), last=last or must, guard=guard)
             self.monitor.start(self.state)
+
+    def _sound_step(self) -> int | None:
+        """Return the step that bad steps lead back to, as far as rank 0 has to know it."""
+        self.saver.finish()
+        found = newest_sound(self.config.output.run_dir) if self.leader else None
+        return None if found is None else found.step
 
     def _asked_to_end(self) -> str:
         """Return why the run is to end early, or an empty text; the last step ends it anyway."""
@@ -197,17 +211,12 @@ class Pretraining:
             return ""
         return self.stop.agreed(self.process.device)
 
-    def _load(self, config: Config) -> Checkpoint | None:
-        self.watch.begin("load", 0)
-        return resume(self.engine.deepspeed, config=config, say=self.say)
-
     def _go_back(self) -> None:
-        """Load the newest checkpoint again; the samples since then are not taken again."""
+        """Load the newest sound checkpoint; the samples since then are not taken again."""
         self.guard.rewind()
         self.saver.finish()
-        # This run's own: that it exists is no mistake any more.
-        own = self.config.checkpoint.model_copy(update={"start": "auto"})
-        saved = self._load(self.config.model_copy(update={"checkpoint": own}))
+        self.watch.begin("load", 0)
+        saved = go_back(self.engine.deepspeed, config=self.config, say=self.say)
         left, options = self.state, self.guard.options
         if saved is None:
             raise UserError(
@@ -216,6 +225,7 @@ class Pretraining:
                 "optimizer.lr"
             )
         self.state = TrainingState(**saved.manifest["state"])._replace(samples=left.samples)
+        self.save_is_due = False  # it is as if the step had just been saved
         self.monitor.note(
             f"step {left.step}: back to step {saved.step}, on behind sample {left.samples - 1} "
             f"(return {self.guard.rewinds} of at most {options.max_rewinds})"

@@ -13,46 +13,26 @@ from megatron_gptx.checkpoint.layout import (
     LARGEST_MANIFEST,
     Checkpoint,
     CheckpointError,
-    all_names,
-    damage,
     lock,
-    newest,
     read,
     write_synced,
 )
 from megatron_gptx.checkpoint.load import changed_options, check_model
-from megatron_gptx.config.schema import Config
-from tests.checkpoints import link_newest, peak_bytes, write_manifest
-from tests.runs import tiny_config, train, write_corpus
+from tests.checkpoints import (
+    OPTIMIZER_FILE,
+    WEIGHTS_FILE,
+    link_newest,
+    peak_bytes,
+    refusal,
+    write_manifest,
+)
 
-WEIGHTS_FILE = "weights/layer-002.safetensors"
-OPTIMIZER_FILE = "optimizer/layer-002.rank-0000.safetensors"
 SPARE_BYTES = 256 * 2**20
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Config:
-    """Train a step on one rank, with files of the model and of ZeRO's optimizer."""
-    folder = tmp_path_factory.mktemp("trained")
-    write_corpus(folder)
-    options = {"training__steps": 1, "parallel__zero_stage": 1, "precision": "bf16"}
-    config = tiny_config(folder, folder / "run", **options)
-    train(config)
-    return config
-
-
 @pytest.fixture
-def checkpoint(trained, tmp_path) -> Checkpoint:
-    return link_newest(trained, tmp_path / "run")
-
-
-def verdict(run_dir: Path) -> str | None:
-    try:
-        found = newest(run_dir)
-        assert found is not None
-        return damage(found, all_names(found))
-    except CheckpointError as error:
-        return str(error)
+def checkpoint(forgeable, tmp_path) -> Checkpoint:
+    return link_newest(forgeable, tmp_path / "run")
 
 
 NAMES = {
@@ -80,7 +60,7 @@ def test_a_manifest_that_lists_a_file_of_another_name_is_damaged(checkpoint, tmp
     (checkpoint.path.parent / "secret").touch()
     files = {**checkpoint.manifest["files"], NAMES[name]: {"bytes": 0, "sha256": ""}}
     write_manifest(checkpoint.path, {**checkpoint.manifest, "files": files})
-    said = verdict(tmp_path / "run")
+    said = refusal(tmp_path / "run")
     assert said is not None
     assert "manifest.json is damaged" in said
     assert said.isprintable()
@@ -90,16 +70,17 @@ COUNTS = [-1, 1.5, "1", None, 2**63, 10**400, math.nan, math.inf, [1], {}]
 
 
 @pytest.mark.parametrize("count", COUNTS, ids=lambda count: str(count)[:9])
-@pytest.mark.parametrize("place", ["step", "samples", "steps", "bytes"])
+@pytest.mark.parametrize("place", ["step", "samples", "steps", "bytes", "rewinds"])
 def test_a_count_in_a_manifest_that_is_none_is_damage(checkpoint, tmp_path, place, count):
     manifest = json.loads(json.dumps(checkpoint.manifest))
     owner = {
         "steps": manifest["optimizer"],
+        "rewinds": manifest["guard"],
         "bytes": manifest["files"][WEIGHTS_FILE],
     }.get(place, manifest["state"])
     owner[place] = count
     write_manifest(checkpoint.path, manifest)
-    said = verdict(tmp_path / "run")
+    said = refusal(tmp_path / "run")
     assert said is not None
     assert "manifest.json is damaged" in said
 
@@ -120,6 +101,8 @@ MANIFESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a deep something": lambda m: {**m, "harm": deep(100)},
     "a deep format": lambda m: {**m, "format": deep(900)},
     "a long format": lambda m: {**m, "format": "x" * 10**6},
+    "a return to a step that is text": lambda m: {**m, "guard": {"return_to": "../1"}},
+    "a save that is due by a number": lambda m: {**m, "guard": {"save_is_due": 1}},
     "another step": lambda m: {**m, "state": {**m["state"], "step": 7}},
 }
 
@@ -127,7 +110,7 @@ MANIFESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
 @pytest.mark.parametrize("change", MANIFESTS)
 def test_a_forged_manifest_is_named_in_a_short_message(checkpoint, tmp_path, change):
     write_manifest(checkpoint.path, MANIFESTS[change](checkpoint.manifest))
-    said = verdict(tmp_path / "run")
+    said = refusal(tmp_path / "run")
     assert said is not None
     assert "step-00000001" in said
     assert len(said) < 1000
@@ -137,7 +120,7 @@ def test_a_manifest_of_a_hundred_thousand_files_is_read_at_once(checkpoint, tmp_
     entry = {"bytes": 10**15, "sha256": "0" * 64}
     files = {f"weights/layer-{number}.safetensors": entry for number in range(100_000)}
     write_manifest(checkpoint.path, {**checkpoint.manifest, "files": files})
-    assert "is not in the manifest" in str(verdict(tmp_path / "run"))
+    assert "is not in the manifest" in str(refusal(tmp_path / "run"))
 
 
 def test_a_huge_manifest_is_not_read(checkpoint, tmp_path):
@@ -146,7 +129,7 @@ def test_a_huge_manifest_is_not_read(checkpoint, tmp_path):
     with path.open("wb") as file:
         file.truncate(10**12)
     before = peak_bytes()
-    said = verdict(tmp_path / "run")
+    said = refusal(tmp_path / "run")
     assert f"it is larger than {LARGEST_MANIFEST:,} bytes" in str(said)
     assert peak_bytes() - before < SPARE_BYTES
 
@@ -174,7 +157,7 @@ SPECIAL = {
 def test_what_is_no_file_is_neither_opened_nor_waited_for(checkpoint, tmp_path, name, kind):
     (checkpoint.path / name).unlink()
     SPECIAL[kind](checkpoint.path / name)
-    assert name in str(verdict(tmp_path / "run"))
+    assert name in str(refusal(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("kind", SPECIAL)
@@ -182,7 +165,7 @@ def test_a_latest_that_is_no_file_is_neither_opened_nor_waited_for(checkpoint, t
     pointer = checkpoint.path.parent / "latest"
     pointer.unlink()
     SPECIAL[kind](pointer)
-    assert verdict(tmp_path / "run") == f"{pointer} cannot be read: it is not a file"
+    assert refusal(tmp_path / "run") == f"{pointer} cannot be read: it is not a file"
 
 
 @pytest.mark.parametrize("kind", SPECIAL)
@@ -190,30 +173,30 @@ def test_what_is_no_file_is_found_where_nothing_is_expected(checkpoint, tmp_path
     if kind == "a folder":
         return  # an empty one holds nothing that could be read
     SPECIAL[kind](checkpoint.path / "optimizer" / "extra")
-    assert str(verdict(tmp_path / "run")).endswith("/optimizer/extra is not in the manifest")
+    assert str(refusal(tmp_path / "run")).endswith("/optimizer/extra is not in the manifest")
 
 
 def test_a_folder_of_files_elsewhere_is_refused(checkpoint, tmp_path):
     (checkpoint.path / "weights").rename(tmp_path / "elsewhere")
     (checkpoint.path / "weights").symlink_to(tmp_path / "elsewhere")
-    assert "weights" in str(verdict(tmp_path / "run"))
+    assert "weights" in str(refusal(tmp_path / "run"))
 
 
 def test_the_name_of_a_stray_file_cannot_act_on_the_terminal(checkpoint, tmp_path):
     (checkpoint.path / "\x1b]0;harm\x07\udcff").touch()
-    said = str(verdict(tmp_path / "run"))
+    said = str(refusal(tmp_path / "run"))
     assert said.endswith("\\x1b]0;harm\\x07\\udcff is not in the manifest")
     said.encode()
 
 
-def test_a_saved_configuration_cannot_act_on_the_terminal(checkpoint, trained):
+def test_a_saved_configuration_cannot_act_on_the_terminal(checkpoint, forgeable):
     config = json.loads(json.dumps(checkpoint.manifest["config"]))
     config["model"]["activation"] = "\x1b[2Jgelu"
     write_manifest(checkpoint.path, {**checkpoint.manifest, "config": config})
     with pytest.raises(CheckpointError) as caught:
-        check_model(read(checkpoint.path), trained.model)
+        check_model(read(checkpoint.path), forgeable.model)
     assert "\x1b" not in str(caught.value)
-    assert changed_options(read(checkpoint.path), trained) != []
+    assert changed_options(read(checkpoint.path), forgeable) != []
 
 
 def test_the_lock_is_not_taken_through_a_link(tmp_path):

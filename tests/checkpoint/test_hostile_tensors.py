@@ -12,28 +12,14 @@ from safetensors.torch import load_file, save_file
 from megatron_gptx.checkpoint.layout import Checkpoint, CheckpointError, read
 from megatron_gptx.checkpoint.load import load_layers
 from megatron_gptx.config.parallel import LaunchConfig
-from megatron_gptx.config.schema import Config
 from megatron_gptx.launcher.command import encode
 from megatron_gptx.model.sequential import GPTXSequential
-from tests.checkpoints import link_newest, peak_bytes, vouch_for
-from tests.runs import start_ranks, tiny_config, train, write_corpus
+from tests.checkpoints import OPTIMIZER_FILE, WEIGHTS_FILE, link_newest, peak_bytes, vouch_for
+from tests.runs import start_ranks
 
-WEIGHTS_FILE = "weights/layer-002.safetensors"
-OPTIMIZER_FILE = "optimizer/layer-002.rank-0000.safetensors"
 SPARE_BYTES = 256 * 2**20
 Tensors = dict[str, Any]
 Change = Callable[[Tensors], Any]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Config:
-    """Train a step on one rank, with files of the model and of ZeRO's optimizer."""
-    folder = tmp_path_factory.mktemp("trained")
-    write_corpus(folder)
-    options = {"training__steps": 1, "parallel__zero_stage": 1, "precision": "bf16"}
-    config = tiny_config(folder, folder / "run", **options)
-    train(config)
-    return config
 
 
 def raw(header: Any, data: bytes = b"") -> bytes:
@@ -163,7 +149,7 @@ def resume_all(packed: str, root: Path) -> None:
     run_worker(work, run_dir=root.parent / "logs", launch=LaunchConfig(timeout_seconds=60))
 
 
-def test_tensors_that_the_manifest_vouches_for_are_refused_where_they_are_none(trained, tmp_path):
+def test_tensors_that_the_manifest_vouches_for_are_refused_where_they_are_none(forgeable, tmp_path):
     forged: dict[str, tuple[str, bytes | Change]] = {
         **{f"weights, {what}": (WEIGHTS_FILE, content) for what, content in FILES.items()},
         **{f"optimizer, {what}": (OPTIMIZER_FILE, content) for what, content in FILES.items()},
@@ -172,12 +158,12 @@ def test_tensors_that_the_manifest_vouches_for_are_refused_where_they_are_none(t
     }
     root = tmp_path / "forged"
     for what, (name, content) in forged.items():
-        write_file(link_newest(trained, root / what), name, content)
-    write_file(link_newest(trained, root / "rewritten"), OPTIMIZER_FILE, lambda tensors: None)
-    write_file(link_newest(trained, root / "rewritten too"), WEIGHTS_FILE, lambda tensors: None)
+        write_file(link_newest(forgeable, root / what), name, content)
+    write_file(link_newest(forgeable, root / "rewritten"), OPTIMIZER_FILE, lambda tensors: None)
+    write_file(link_newest(forgeable, root / "rewritten too"), WEIGHTS_FILE, lambda tensors: None)
     # The masters are read where the precision is higher than that of the weights.
     for precision in ("bf16", "fp32"):
-        config = trained.model_copy(update={"precision": precision})
+        config = forgeable.model_copy(update={"precision": precision})
         assert start_ranks(resume_all, 1, encode(config), root) == [0]
         notes = json.loads((tmp_path / "said.json").read_text())
         loaded = [what for what, said in notes["said"].items() if said is None]
@@ -189,8 +175,8 @@ def test_tensors_that_the_manifest_vouches_for_are_refused_where_they_are_none(t
 
 
 @pytest.mark.parametrize("what", [*FILES, *WEIGHT_CHANGES])
-def test_weights_that_are_none_are_refused_for_generation_too(trained, tmp_path, what):
-    found = link_newest(trained, tmp_path / "run")
+def test_weights_that_are_none_are_refused_for_generation_too(forgeable, tmp_path, what):
+    found = link_newest(forgeable, tmp_path / "run")
     write_file(found, WEIGHTS_FILE, FILES[what] if what in FILES else WEIGHT_CHANGES[what])
     with pytest.raises(CheckpointError, match=r"layer-002.safetensors does not fit its layer"):
-        load_layers(read(found.path), GPTXSequential(trained.model).local_layers())
+        load_layers(read(found.path), GPTXSequential(forgeable.model).local_layers())

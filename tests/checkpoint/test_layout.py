@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -12,32 +11,13 @@ from megatron_gptx.checkpoint.layout import (
     checkpoints,
     damage,
     newest,
+    newest_sound,
     read,
     replaced,
-    step_name,
     write_synced,
 )
 from megatron_gptx.data.files import file_sha256
-from tests.checkpoints import write_manifest
-
-
-def write_checkpoint(run_dir: Path, step: int) -> Path:
-    """Write a checkpoint of one file, as small as the format allows."""
-    folder = run_dir / "checkpoints" / step_name(step)
-    (folder / "weights").mkdir(parents=True)
-    file = folder / "weights" / "a.bin"
-    file.write_bytes(b"the weights")
-    manifest = {
-        "format": FORMAT,
-        "guard": {},
-        "state": {"step": step, "samples": 8 * step, "tokens": 256 * step},
-        "optimizer": {"steps": step},
-        "layout": {},
-        "config": {"model": {}},
-        "files": {"weights/a.bin": {"bytes": 11, "sha256": file_sha256(file)}},
-    }
-    write_manifest(folder, manifest)
-    return folder
+from tests.checkpoints import write_checkpoint, write_manifest
 
 
 @pytest.fixture
@@ -47,6 +27,32 @@ def checkpoint(tmp_path):
 
 def test_a_run_without_checkpoints_has_no_newest_one(tmp_path):
     assert newest(tmp_path) is None
+
+
+def test_a_run_goes_back_to_its_newest_checkpoint(tmp_path):
+    for step in (2, 3):
+        write_checkpoint(tmp_path, step)
+    (tmp_path / "checkpoints" / "latest").write_text("step-00000003\n")
+    found = newest_sound(tmp_path)
+    assert found is not None
+    assert found.step == 3
+
+
+def test_a_run_goes_back_to_none_that_was_saved_amid_bad_steps(tmp_path):
+    write_checkpoint(tmp_path, 2)
+    write_checkpoint(tmp_path, 3, guard={"in_a_row": 1, "return_to": 2})
+    write_checkpoint(tmp_path, 4, guard={"in_a_row": 1, "return_to": None})
+    write_checkpoint(tmp_path, 5, guard={"in_a_row": 1, "return_to": 1})
+    latest = tmp_path / "checkpoints" / "latest"
+    latest.write_text("step-00000003\n")
+    found = newest_sound(tmp_path)
+    assert found is not None
+    assert found.step == 2
+    latest.write_text("step-00000004\n")
+    assert newest_sound(tmp_path) is None
+    latest.write_text("step-00000005\n")
+    with pytest.raises(CheckpointError, match=r"step-00000001/manifest.json cannot be read"):
+        newest_sound(tmp_path)
 
 
 def test_the_newest_checkpoint_is_the_one_that_latest_names(tmp_path):

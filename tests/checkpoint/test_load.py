@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -27,11 +29,8 @@ from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.launcher.command import encode
 from megatron_gptx.model.sequential import GPTXSequential
-from tests.checkpoints import flip, vouch_for
+from tests.checkpoints import OPTIMIZER_FILE, WEIGHTS_FILE, flip, vouch_for
 from tests.runs import losses, start, start_ranks, tiny_config, train
-
-OPTIMIZER_FILE = "optimizer/layer-002.rank-0000.safetensors"
-WEIGHTS_FILE = "weights/layer-002.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +209,13 @@ def test_a_future_that_was_given_up_is_tried_last(tmp_path, latest, order):
     assert [step_of(path) for path in candidates(tmp_path)] == order
 
 
+def test_a_checkpoint_names_the_versions_that_saved_it(trained):
+    checkpoint = newest(trained.output.run_dir)
+    assert checkpoint is not None
+    packages = ("megatron_gptx", "torch", "deepspeed")
+    assert checkpoint.manifest["versions"] == {name: version(name) for name in packages}
+
+
 def test_another_model_is_refused_with_all_differences(trained, corpus, tmp_path):
     checkpoint = newest(trained.output.run_dir)
     assert checkpoint is not None
@@ -245,3 +251,16 @@ def test_a_weights_file_of_another_layer_does_not_fit(trained, tmp_path):
     assert checkpoint is not None
     with pytest.raises(CheckpointError, match=r"layer-002.safetensors does not fit its layer"):
         load_layers(checkpoint, GPTXSequential(trained.model).local_layers())
+
+
+def test_a_peer_that_is_lost_while_loading_is_no_misfit(corpus, tmp_path, monkeypatch):
+    options = {"parallel__data_replicas": 2, "parallel__zero_stage": 3}
+    train(tiny_config(corpus, tmp_path, training__steps=1, **options))
+    monkeypatch.setenv("GPTX_FAULT", "kill:at=load:rank=1")
+    config, screen = tiny_config(corpus, tmp_path, **options), tmp_path / "screen"
+    # Rank 0 leaves it to the launcher, which has seen how rank 1 ended, to say so.
+    assert start(config, screen=screen) == [-signal.SIGTERM, -signal.SIGKILL]
+    assert "error on rank" not in screen.read_text()
+    said = (tmp_path / "logs" / "rank-0.log").read_text().partition("Traceback")[2]
+    assert "peer" in said
+    assert "does not fit this model" not in said

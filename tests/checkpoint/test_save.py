@@ -13,6 +13,7 @@ from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.training import CheckpointConfig
 from megatron_gptx.launcher.command import encode
+from tests.checkpoints import write_checkpoint
 from tests.runs import start_ranks, tiny_config
 
 # The places of a save at which it can be made to fail, in their order.
@@ -233,6 +234,17 @@ def test_the_checkpoint_that_latest_names_is_never_the_oldest(tmp_path):
     assert delete_oldest(tmp_path, kept(1)) == tmp_path / step_name(30)
     assert delete_oldest(tmp_path, kept(1)) is None
     assert names(tmp_path) == ["latest", step_name(10)]
+
+
+def test_what_bad_steps_lead_back_to_is_deleted_by_nothing(tmp_path):
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path, step)
+    harmed = write_checkpoint(tmp_path, 4, guard={"in_a_row": 1, "return_to": 2})
+    (folder / "latest").write_text(harmed.name)
+    assert prune(folder, newest=harmed, options=kept(1)) == [folder / step_name(s) for s in (1, 3)]
+    assert delete_oldest(folder, kept(1)) is None
+    assert names(folder) == ["latest", step_name(2), step_name(4)]
 
 
 def test_after_going_back_the_new_checkpoint_is_never_the_one_deleted(tmp_path):

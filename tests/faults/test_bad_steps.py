@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from megatron_gptx.checkpoint.layout import checkpoints, step_of
 from megatron_gptx.config.schema import Config
+from megatron_gptx.distributed.status import STOPPED
 from megatron_gptx.launcher.command import encode
+from tests.checkpoints import weights
 from tests.runs import (
     losses,
     start,
@@ -45,15 +47,6 @@ def rows_behind(config: Config, *, skipped: int, ranks: int) -> list[dict[str, f
     assert start_ranks(train_behind, ranks, encode(config), skipped) == [0] * ranks
     lines = (Path(config.output.run_dir) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
-
-
-def weights(run_dir: Path, *, step: int) -> dict[str, torch.Tensor]:
-    folder = run_dir / "checkpoints" / f"step-{step:08d}" / "weights"
-    return {
-        f"{path.name}/{name}": tensor
-        for path in folder.iterdir()
-        for name, tensor in load_file(path).items()
-    }
 
 
 def num_ranks(mode: str) -> int:
@@ -158,12 +151,34 @@ def test_a_run_without_a_checkpoint_to_go_back_to_says_so(corpus, tmp_path, faul
     assert "there is no checkpoint to go back to" in screen.read_text()
 
 
+def saved_steps(run_dir: Path) -> list[int]:
+    return [step_of(path) for path in checkpoints(run_dir / "checkpoints")]
+
+
 def test_nothing_is_saved_amid_bad_steps(corpus, tmp_path, fault):
     fault("nan:at=gradient:step=4 nan:at=gradient:step=3")
     options = {"checkpoint__interval": 4, "schedule__decay_steps": 8}
     train(tiny_config(corpus, tmp_path, training__steps=7, **options))
-    found = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
-    assert found == ["step-00000006", "step-00000007"]
+    assert saved_steps(tmp_path) == [6, 7]
     # They are counted over the end of a launch.
     rows = train(tiny_config(corpus, tmp_path, training__steps=8, **options))
     assert [row["bad_steps"] for row in rows] == [0, 0, 0, 1, 2, 2, 2, 2]
+
+
+def test_a_save_that_a_bad_step_has_put_off_is_made_after_a_stop(corpus, tmp_path, fault):
+    options = {"checkpoint__interval": 4, "checkpoint__keep_last": None}
+    config = tiny_config(corpus, tmp_path, training__steps=7, **options)
+    fault(" ".join(["nan:at=gradient:step=3 term:at=step:step=3", *["slow:at=step:step=3"] * 10]))
+    assert start(config) == [STOPPED]
+    assert saved_steps(tmp_path) == [4]
+    fault("")
+    train(config)
+    assert saved_steps(tmp_path) == [4, 5, 7]
+
+
+def test_a_return_makes_no_save_that_was_due_before_it(corpus, tmp_path, fault):
+    options = {"checkpoint__interval": 4, "checkpoint__keep_steps": [2], "guard__max_bad_steps": 2}
+    fault(" ".join(f"nan:at=gradient:step={n}:once={tmp_path / str(n)}" for n in (3, 4)))
+    rows = train(tiny_config(corpus, tmp_path, training__steps=7, **options))
+    assert [row["bad_steps"] for row in rows] == [0] * 2 + [2] * 5
+    assert saved_steps(tmp_path) == [2, 4, 7]

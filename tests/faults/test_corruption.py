@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import pytest
 
 from megatron_gptx.checkpoint.layout import (
-    CheckpointError,
     all_names,
     checkpoints,
     damage,
@@ -21,7 +20,7 @@ from megatron_gptx.checkpoint.layout import (
     read,
 )
 from megatron_gptx.config.schema import Config
-from tests.checkpoints import flip
+from tests.checkpoints import OPTIMIZER_FILE, flip, refusal
 from tests.runs import start, tiny_config, train
 
 NUM_CASES = 1000 if os.environ.get("GPTX_CHAOS") else 150
@@ -31,7 +30,6 @@ LAYOUT: dict[str, Any] = {
     "parallel__zero_stage": 1,
     "precision": "bf16",
 }
-OPTIMIZER_FILE = "optimizer/layer-002.rank-0000.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -117,16 +115,6 @@ def take_older(files: Files, name: str, choice: random.Random) -> list[str]:
 
 
 DAMAGES = (flip_byte, truncate, extend, zero_page, delete, swap, take_older)
-
-
-def refusal(run_dir: Path) -> str | None:
-    """Return why a run would not be resumed, by the checks that `resume` makes."""
-    try:
-        found = newest(run_dir)
-        assert found is not None
-        return damage(found, all_names(found))
-    except CheckpointError as error:
-        return str(error)
 
 
 def test_every_damaged_file_is_refused_by_name(run_dir):

@@ -1,13 +1,14 @@
 """Ranks that crash or hang are started again, and nothing of the run is different for it."""
 
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from megatron_gptx.distributed.status import FINISHED, MISTAKE
+from megatron_gptx.distributed.status import FINISHED, MISTAKE, STOPPED
 from tests.checkpoints import flip
 from tests.launches import Launch, Place, wait_for
 from tests.runs import losses
@@ -22,10 +23,12 @@ def place(tmp_path_factory) -> Iterator[Place]:
     place.clear()
 
 
-def launch(place: Place, run_dir: Path, restarts: int, fault: str) -> Launch:
+def launch(
+    place: Place, run_dir: Path, restarts: int, fault: str, *words: str, **variables: str
+) -> Launch:
     options = [f"output.run_dir={run_dir}", f"launch.max_restarts={restarts}"]
     sets = [part for option in options for part in ("--set", option)]
-    done = place.launch("train.py", *sets, GPTX_FAULT=fault)
+    done = place.launch("train.py", *sets, *words, GPTX_FAULT=fault, **variables)
     assert place.is_empty()
     return done
 
@@ -54,6 +57,43 @@ def test_a_killed_rank_is_started_again_and_every_loss_is_the_same(place, tmp_pa
     assert "resumed at step 4" in done.shown
     assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 8))
     assert losses(rows(tmp_path / "run")) == uninterrupted
+
+
+def test_a_run_that_began_afresh_goes_on_from_its_own_checkpoints(place, tmp_path, uninterrupted):
+    fresh, run_dir = ("--set", "checkpoint.start=fresh"), tmp_path / "run"
+    program = tmp_path / "scontrol"
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    program.chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "17", "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    # It crashes at its fifth step, and is stopped at its sixth.
+    kill = f"kill:at=step:rank=1:step=4:once={tmp_path}/it"
+    stop = " ".join(["term:at=step:rank=0:step=5", *["slow:at=step:rank=0:step=5"] * 10])
+    first = launch(place, run_dir, 1, f"{kill} {stop}", *fresh, "--requeue", **slurm)
+    assert first.status == STOPPED, first.shown + first.said
+    assert "restart 1 of 1 after status 137" in first.shown
+    assert "resumed at step 4" in first.shown
+    assert (tmp_path / "asked").read_text() == "requeue 17\n"
+    count = {"SLURM_RESTART_COUNT": "1"}
+    second = launch(place, run_dir, 0, "", *fresh, "--requeue", **slurm, **count)
+    assert second.status == FINISHED, second.shown + second.said
+    assert "resumed at step 6" in second.shown
+    assert losses(rows(run_dir)) == uninterrupted
+    # Another job finds checkpoints that are not its own.
+    for words in ((), ("--requeue",)):
+        other = launch(place, run_dir, 1, "", *fresh, *words, **slurm)
+        assert other.status == MISTAKE
+        assert "checkpoint.start is 'fresh', but " in other.shown
+        assert "restart" not in other.shown
+
+
+def test_a_stopped_run_that_began_afresh_says_how_to_go_on(place, tmp_path):
+    stop = " ".join(["term:at=step:rank=0:step=1", *["slow:at=step:rank=0:step=1"] * 10])
+    done = launch(place, tmp_path / "run", 0, stop, "--set", "checkpoint.start=fresh")
+    assert done.status == STOPPED
+    assert done.shown.endswith(
+        "run the same command to go on\nbut with --set checkpoint.start=auto: 'fresh' refuses "
+        "every checkpoint, this run's too\n"
+    )
 
 
 def test_a_restart_passes_over_a_checkpoint_that_is_damaged(place, tmp_path, uninterrupted):

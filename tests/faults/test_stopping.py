@@ -14,17 +14,23 @@ import pytest
 
 from megatron_gptx.checkpoint.layout import checkpoint_folder, damage, newest
 from megatron_gptx.distributed.status import INTERRUPTED, STOPPED
-from tests.launches import Place, has_rows, wait_for
+from tests.launches import ROOT, Place, has_rows, wait_for
+
+CHAOS = bool(os.environ.get("GPTX_CHAOS"))
+# What the quickstart model may take from a signal to the end; the tiny one runs on busy machines.
+LIMIT_SECONDS = 10 if CHAOS else 120
 
 
 class Run:
     """A run that would go on for a long time."""
 
-    def __init__(self, place: Place, run_dir: Path, *options: str) -> None:
+    def __init__(
+        self, place: Place, run_dir: Path, *options: str, config: str | Path = "tiny.yml"
+    ) -> None:
         self.place, self.run_dir = place, run_dir
         words = ("training.steps=100000", f"output.run_dir={run_dir}", *options)
         sets = [part for word in words for part in ("--set", word)]
-        self.launcher = place.start("train.py", "tiny.yml", *sets)
+        self.launcher = place.start("train.py", str(config), *sets)
 
     @property
     def trains(self) -> Callable[[], bool]:
@@ -39,15 +45,18 @@ class Run:
         (pid,) = self.place.processes(f"RANK={number}")
         return pid
 
-    def end(self) -> tuple[int, str, str]:
-        """Return the status, what is shown and what is said, once nothing of the run is left."""
-        shown, said = self.launcher.communicate(timeout=120)
+    def end(self, *, seconds: float = 120) -> tuple[int, str, str]:
+        """Return the status, what is shown and what is said, once nothing of the run is left.
+
+        Fails where the launcher takes longer than so many seconds.
+        """
+        shown, said = self.launcher.communicate(timeout=seconds)
         wait_for(self.place.is_empty, seconds=5)
         return self.launcher.returncode, shown, said
 
-    def assert_stopped(self, reason: str) -> None:
+    def assert_stopped(self, reason: str, *, seconds: float = 120) -> None:
         """Fail unless the run ended as asked, with its last step in a whole checkpoint."""
-        status, shown, said = self.end()
+        status, shown, said = self.end(seconds=seconds)
         assert (status, said) == (STOPPED, ""), shown + said
         checkpoint = newest(self.run_dir)
         assert checkpoint is not None
@@ -78,7 +87,7 @@ def place(tmp_path_factory) -> Iterator[Place]:
 
 @pytest.fixture
 def run(place, tmp_path) -> Iterator[Callable[..., Run]]:
-    yield lambda *options: Run(place, tmp_path / "run", *options)
+    yield lambda *options, **where: Run(place, tmp_path / "run", *options, **where)
     place.clear()
 
 
@@ -168,33 +177,39 @@ def test_a_second_ctrl_c_ends_a_run_at_once(run):
 def moments() -> list[tuple[str, float]]:
     """Return when signals strike: seconds after the launcher's start, or after the first step.
 
-    Four of them, or twenty where GPTX_CHAOS is set.
+    Four of them, or twenty in chaos.
     """
     random = Random(5)
     found = [
         ("start", random.uniform(0, 6)) if number % 3 == 0 else ("step", random.uniform(0, 2.5))
         for number in range(20)
     ]
-    return found if os.environ.get("GPTX_CHAOS") else found[:4]
+    return found if CHAOS else found[:4]
 
 
 @pytest.mark.parametrize(("since", "seconds"), moments())
-def test_a_signal_at_any_moment_leaves_a_whole_checkpoint_and_no_process(run, since, seconds):
+def test_a_signal_at_any_moment_leaves_a_whole_checkpoint_and_no_process(
+    run, place, since, seconds
+):
     """Steps, evaluations and saves take turns, each about as long as the others together."""
     stages = 1 + (seconds > 1)
     often = ("checkpoint.interval=4", "evaluation.interval=4", "evaluation.batches=10")
-    started = run(
-        *often, f"parallel.pipeline_stages={stages}", f"parallel.data_replicas={3 - stages}"
-    )
+    layout = (f"parallel.pipeline_stages={stages}", f"parallel.data_replicas={3 - stages}")
+    if CHAOS:
+        data = [f"data.{part}={place.folder / part}" for part in ("train", "valid")]
+        data += ["data.tokenizer=null", "launch.device=cpu"]
+        started = run(*often, *layout, *data, config=ROOT / "configs" / "quickstart.yml")
+    else:
+        started = run(*often, *layout)
     wait_for(lambda: handles(started.launcher, signal.SIGTERM))
     if since == "step":
         wait_for(started.trains)
     time.sleep(seconds)
     started.launcher.terminate()
     if (started.run_dir / "metrics.jsonl").exists():
-        started.assert_stopped("SIGTERM")
+        started.assert_stopped("SIGTERM", seconds=LIMIT_SECONDS)
     else:
-        status, shown, said = started.end()
+        status, shown, said = started.end(seconds=LIMIT_SECONDS)
         assert (status, said) == (STOPPED, ""), shown + said
         assert "stopped by SIGTERM" in shown
         checkpoint = newest(started.run_dir)

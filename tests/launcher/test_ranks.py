@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,8 @@ os._exit(int(status))
 
 
 def command(config, placement, script, arguments) -> list[str]:
+    with (Path(config.output.run_dir) / "asked").open("a") as asked:
+        asked.write(f"{config.checkpoint.start} ")
     return [sys.executable, str(script), *arguments]
 
 
@@ -39,8 +42,11 @@ def launch(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(ranks, "launch_command", command)
     (tmp_path / "other.py").write_text(SCRIPT)
 
-    def launch(*ends: str, restarts: int = 0) -> tuple[int, int, str]:
-        config = tiny_config(tmp_path, tmp_path, launch__max_restarts=restarts)
+    def launch(
+        *ends: str, restarts: int = 0, again: bool = False, start: str = "auto"
+    ) -> tuple[int, int, str]:
+        options = {"launch__max_restarts": restarts, "checkpoint__start": start}
+        config = tiny_config(tmp_path, tmp_path, **options)
         with StopRequests() as requests:
             status = ranks.launch(
                 config,
@@ -48,6 +54,7 @@ def launch(tmp_path, capfd, monkeypatch):
                 tmp_path / "other.py",
                 [str(tmp_path), *ends],
                 requests=requests,
+                again=again,
             )
         return status, len(list(tmp_path.glob("start-*"))), "".join(capfd.readouterr())
 
@@ -88,6 +95,30 @@ def test_ranks_that_end_for_good_are_not_started_again(launch, end):
     ended, starts, shown = launch(end, "finished:0", restarts=3)
     assert (ended, starts) == (int(end.rpartition(":")[2]), 1)
     assert "restart" not in shown
+
+
+@pytest.mark.parametrize(
+    ("start", "again", "asked"),
+    [
+        ("auto", False, "auto intact intact "),
+        ("intact", True, "intact intact intact "),
+        # The first ranks crash before they have looked for checkpoints, the second ones behind it.
+        ("fresh", False, "fresh fresh intact "),
+        ("fresh", True, "auto intact intact "),
+    ],
+)
+def test_ranks_that_began_afresh_go_on_from_their_own_checkpoints(
+    launch, tmp_path, start, again, asked
+):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / ".fresh").touch()  # of the launch before
+    assert launch("1", "fresh:1", "finished:0", restarts=2, start=start, again=again)[1] == 3
+    assert (tmp_path / "asked").read_text() == asked
+
+
+def test_a_job_that_has_not_begun_afresh_yet_takes_up_no_checkpoint(launch, tmp_path):
+    launch("finished:0", start="fresh", again=True)
+    assert (tmp_path / "asked").read_text() == "fresh "
 
 
 def test_a_crash_after_a_signal_to_the_launcher_is_the_end(launch):

@@ -57,8 +57,10 @@ def test_a_resumed_run_judges_as_one_that_was_never_stopped(guard):
     first, second = guard(guard__spike_factor=3.0), guard(guard__spike_factor=3.0)
     for result in [*[GOOD] * 20, HIGH, NAN]:
         first.judge(result)
+    first.rewind()
+    first.judge(NAN)
     second.restore(json.loads(json.dumps(first.state())))
-    assert (second.bad_steps, second.in_a_row) == (2, 2)
+    assert (second.bad_steps, second.in_a_row, second.rewinds) == (3, 1, 1)
     assert second.judge(HIGH) == first.judge(HIGH) is not None
 
 

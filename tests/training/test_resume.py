@@ -4,13 +4,7 @@ import json
 
 import pytest
 
-from tests.runs import start, tiny_config, train
-
-
-def without_speed(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    clocks = {"tokens_per_second", "data_seconds"}
-    return [{key: row[key] for key in row.keys() - clocks} for row in rows]
-
+from tests.runs import start, tiny_config, train, without_speed
 
 # Everything that draws or recomputes at once; ZeRO 2 and 3 know one stage only.
 RANDOM = {
