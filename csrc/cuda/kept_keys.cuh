@@ -119,8 +119,9 @@ __global__ void __launch_bounds__(kThreads) add_kept(AddArguments arguments) {
 
   const Place place(rows, static_cast<int>(row));
   float* pairs = arguments.pairs + row * rows.num_keys;
-  clear_unseen(pairs, first_seen(rows, place, arguments.row_start), place.position, rows.num_keys,
-               group);
+  clear_unseen<Float32>(reinterpret_cast<uint32_t*>(pairs), first_seen(rows, place, arguments.row_start),
+                        place.position, rows.num_keys,
+                        pieces_are_aligned<Float32>(arguments.pairs, rows.num_keys), group);
   for (int m = group.rank(); m < rows.width; m += group.kSize) {
     const int key = arguments.kept[row * rows.width + m];
     if (key >= 0) pairs[key] += arguments.grads[row * rows.width + m];

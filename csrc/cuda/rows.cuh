@@ -45,16 +45,18 @@ __device__ __forceinline__ int64_t row_of_thread() {
   return static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.x / (kWarps * kLanes);
 }
 
+// Sets the columns from `begin` to before `end` to 0.
 template <class T, int kWarps>
-__device__ __forceinline__ void clear(typename T::Bits* row, int num_keys, bool aligned,
+__device__ __forceinline__ void clear(typename T::Bits* row, int begin, int end, bool aligned,
                                       const Group<kWarps>& group) {
-  if (aligned) {
-    uint4* pieces = reinterpret_cast<uint4*>(row);
-    for (int p = group.rank(); p < num_keys / kPiece<T>; p += group.kSize) {
-      pieces[p] = make_uint4(0, 0, 0, 0);
-    }
-  } else {
-    for (int j = group.rank(); j < num_keys; j += group.kSize) row[j] = 0;
+  const int first = aligned ? (begin + kPiece<T> - 1) / kPiece<T> : 0;
+  const int last = aligned ? end / kPiece<T> : 0;
+  uint4* pieces = reinterpret_cast<uint4*>(row);
+  for (int p = first + group.rank(); p < last; p += group.kSize) pieces[p] = make_uint4(0, 0, 0, 0);
+  const int left = first < last ? first * kPiece<T> : end;
+  for (int j = begin + group.rank(); j < left; j += group.kSize) row[j] = 0;
+  if (first < last) {
+    for (int j = last * kPiece<T> + group.rank(); j < end; j += group.kSize) row[j] = 0;
   }
 }
 
@@ -71,12 +73,11 @@ __device__ __forceinline__ int first_seen(const Rows& rows, const Place& place, 
 }
 
 // Sets what a row does not see to 0: all but the columns from `start` to `position`.
-template <class X, int kWarps>
-__device__ __forceinline__ void clear_unseen(X* row, int start, int position, int num_keys,
-                                             const Group<kWarps>& group) {
-  const int before = start <= position ? start : position + 1;
-  for (int j = group.rank(); j < before; j += group.kSize) row[j] = 0;
-  for (int j = position + 1 + group.rank(); j < num_keys; j += group.kSize) row[j] = 0;
+template <class T, int kWarps>
+__device__ __forceinline__ void clear_unseen(typename T::Bits* row, int start, int position,
+                                             int num_keys, bool aligned, const Group<kWarps>& group) {
+  clear<T>(row, 0, start <= position ? start : position + 1, aligned, group);
+  clear<T>(row, position + 1, num_keys, aligned, group);
 }
 
 template <class T>

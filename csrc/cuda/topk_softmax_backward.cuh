@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads, 12) topk_softmax_backward(BackwardAr
   for (int m = group.rank(); m < width; m += group.kSize) {
     if (kept[m] >= 0) sum += weights[m] * gradient(kept[m]);
   }
-  clear<T>(outgoing, num_keys, pieces_are_aligned<T>(arguments.grad_scores, num_keys), group);
+  clear<T>(outgoing, 0, num_keys, pieces_are_aligned<T>(arguments.grad_scores, num_keys), group);
   const float mean = static_cast<float>(group.sum(sum));
   group.sync();  // before gradients are written over the zeros
   for (int m = group.rank(); m < width; m += group.kSize) {

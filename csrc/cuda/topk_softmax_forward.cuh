@@ -285,11 +285,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kChunks>) topk_softmax_forwa
 
   SeenColumns<kWarps, kChunks> columns(group, start, num_seen ? place.position : start);
   if (num_seen) columns.template load<T>(scores, pieces_are_aligned<T>(arguments.scores, num_keys));
-  if (probs) clear<T>(outputs.probs, num_keys, pieces_are_aligned<T>(probs, num_keys), group);
+  if (probs) clear<T>(outputs.probs, 0, num_keys, pieces_are_aligned<T>(probs, num_keys), group);
   if (arguments.cleared) {
     // Another lane may have asked for what is cleared, but looks at nothing that is unseen.
-    clear_unseen(static_cast<typename T::Bits*>(arguments.cleared) + row * num_keys, start,
-                 place.position, num_keys, group);
+    clear_unseen<T>(static_cast<typename T::Bits*>(arguments.cleared) + row * num_keys, start,
+                    place.position, num_keys, pieces_are_aligned<T>(arguments.cleared, num_keys), group);
   }
   for (int m = static_cast<int>(num_kept) + group.rank(); m < width; m += group.kSize) {
     outputs.kept[m] = -1;
