@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from training_runs import DTYPES, Step
+from training_runs import Step
 
 from megatron_gptx.config.schema import Config
 from megatron_gptx.costs.memory import boundary_bytes
@@ -14,6 +14,7 @@ from megatron_gptx.distributed.process import Process
 from megatron_gptx.model.execute import LayerRunner
 from megatron_gptx.model.layers import build_layer
 from megatron_gptx.model.pipeline import pack, unpack
+from megatron_gptx.model.precision import DTYPES
 from megatron_gptx.training.build import initialize
 from megatron_gptx.training.engine import StepResult, set_learning_rate
 
@@ -38,17 +39,17 @@ class Stage(nn.Module):
             checkpoint_group=config.training.checkpoint_activations,
         )
 
-    def forward(self, inputs: Tensor, target: Any) -> Tensor:
-        """Return the loss of the target (labels, how many), or the sum of outputs * target."""
+    def forward(self, inputs: Tensor, target: Any) -> tuple[Tensor, Tensor | None]:
+        """Return the loss of the target (labels, how many); or outputs * target, and outputs."""
         x, carry = inputs, None
         if not self.is_first:
             dtype = next(self.parameters()).dtype
             x, carry = unpack(inputs, self.hidden_size, self.num_heads, dtype)
         x, carry = self.runner.run(x, carry, training=self.training)
         if self.is_last:
-            return self.layers[-1](x, None, target=target)[0]
+            return self.layers[-1](x, None, target=target)[0], None
         outputs = x if carry is None else pack(x, carry)
-        return (outputs.float() * target.float()).sum()
+        return (outputs.float() * target).sum(), outputs
 
 
 class StageAlone:
@@ -65,28 +66,28 @@ class StageAlone:
         if not self.stage.is_last:
             # About as large as those of a mean over the tokens, so that fp16 can hold them scaled.
             num_tokens = config.batch.micro_size * config.model.seq_length
-            self.gradient = self._crossing(plan.stop_layer) / num_tokens
+            self.gradient = self._crossing(plan.stop_layer).float() / num_tokens
 
     def train_step(self, batch: Step, *, step: int, lr: float) -> StepResult:
         """Update the weights once."""
         set_learning_rate(self.deepspeed.optimizer, lr)
         self.stage.runner.begin_step(step, 0)
-        waiting: deque[Tensor] = deque()
+        # With what each sends, which DeepSpeed keeps as long.
+        waiting: deque[tuple[Tensor, Tensor | None]] = deque()
         total = torch.zeros((), device=self.device)
         for micro_batch in batch:
-            loss = self.deepspeed(*self._feed(micro_batch.tokens, micro_batch.labels))
-            total += loss.detach()
-            waiting.append(loss)
-            del loss  # the deque alone decides how long a graph lives
+            # The deque alone decides how long a graph lives.
+            waiting.append(self.deepspeed(*self._feed(micro_batch.tokens, micro_batch.labels)))
+            total += waiting[-1][0].detach()
             if len(waiting) == self.plan.micro_batches_in_flight:
-                self._learn(waiting.popleft())
+                self._learn(*waiting.popleft())
         while waiting:
-            self._learn(waiting.popleft())
+            self._learn(*waiting.popleft())
         norm = self.deepspeed.get_global_grad_norm()
         mean = total.item() / len(batch)
         return StepResult(mean, float(norm), self.deepspeed.was_step_applied())
 
-    def _learn(self, loss: Tensor) -> None:
+    def _learn(self, loss: Tensor, outputs: Tensor | None) -> None:
         self.deepspeed.backward(loss)
         self.deepspeed.step()
 

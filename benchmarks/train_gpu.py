@@ -5,8 +5,9 @@ precision with and without our kernels; plain PyTorch, which is slower, takes fe
 utilisation is that of the model FLOPs, relative to what a product of large matrices reaches in the
 same run and precision: not to the number in a data sheet.
 
-With --stages every pipeline stage of a configuration trains alone instead, on this GPU and with no
-more memory than a V100 has: what it would compute and keep between its neighbours, without them.
+With --stages every pipeline stage of a configuration trains alone instead, on this GPU, and PyTorch
+gets no more of its memory than a V100 has in all: what the stage would compute and keep between its
+neighbours, without them, with the configuration's precision and backend.
 """
 
 import argparse
@@ -23,7 +24,6 @@ from typing import Any, NamedTuple
 
 import torch
 from training_runs import (
-    DTYPES,
     ONE_RANK,
     WARMUP_STEPS,
     Step,
@@ -39,6 +39,7 @@ from megatron_gptx.config.schema import Config
 from megatron_gptx.costs.plan import NOTES, StagePlan, make_plan
 from megatron_gptx.data.files import write_aside
 from megatron_gptx.distributed.process import Process
+from megatron_gptx.model.precision import DTYPES
 
 GIB = 2**30
 STAGE_GIB = 16
@@ -229,19 +230,23 @@ def parse(argv: list[str] | None) -> tuple[Config, argparse.Namespace]:
     parser.add_argument("config", type=Path, nargs="?", help="default: 125M, with --stages 1B")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--stages", action="store_true", help="each pipeline stage alone")
-    parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=["bf16", "fp16"])
+    parser.add_argument("--precisions", nargs="+", choices=DTYPES, help="default: bf16 fp16")
     parser.add_argument(
-        "--backends", nargs="+", choices=["fused", "reference"], default=["fused", "reference"]
+        "--backends", nargs="+", choices=["fused", "reference"], help="default: fused reference"
     )
     parser.add_argument("--steps", type=int, default=50, help="default: 50")
     parser.add_argument("--output", type=Path, help="JSON file for the result")
     options = parser.parse_args(argv)
     if options.steps <= WARMUP_STEPS:
         parser.error(f"--steps must be above {WARMUP_STEPS}, which are not timed")
+    if options.stages and (options.precisions or options.backends):
+        parser.error("--stages takes precision and ops.backend from the configuration: use --set")
+    options.precisions = options.precisions or ["bf16", "fp16"]
+    options.backends = options.backends or ["fused", "reference"]
     options.config = options.config or Path(
         "configs/1B-v100x2.yml" if options.stages else "configs/125M.yml"
     )
-    settings = [] if options.stages else ONE_RANK.split()
+    settings = ["parallel.data_replicas=1"] if options.stages else ONE_RANK.split()
     try:
         config = load([options.config], [*options.set, *settings])
     except UserError as error:

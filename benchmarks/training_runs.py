@@ -17,7 +17,6 @@ from megatron_gptx.distributed.process import Process, run_worker
 
 Step = list[MicroBatch]
 WARMUP_STEPS = 5
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ONE_RANK = "parallel.pipeline_stages=1 parallel.data_replicas=1 parallel.boundaries=null"
 
 

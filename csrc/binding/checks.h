@@ -38,8 +38,12 @@ inline void check_num_keys(int64_t num_keys) {
   TORCH_CHECK(num_keys <= 1 << 24, num_keys, " keys are more than ", 1 << 24);
 }
 
-inline void check_kept(const at::Tensor& kept, const at::Tensor& weights, at::IntArrayRef rows,
-                       int64_t num_keys) {
+// Of the rows of `like`, on its device.
+inline void check_kept(const at::Tensor& kept, const at::Tensor& weights, const at::Tensor& like,
+                       at::IntArrayRef rows, int64_t num_keys) {
+  TORCH_CHECK(kept.device() == like.device() && weights.device() == like.device(),
+              "kept and weights must be on ", like.device(), ", got ", kept.device(), " and ",
+              weights.device());
   TORCH_CHECK(kept.dim() == 4 && kept.sizes() == weights.sizes() && kept.sizes().slice(0, 3) == rows &&
                   kept.size(3) <= num_keys && kept.scalar_type() == at::kInt &&
                   weights.scalar_type() == at::kFloat && kept.is_contiguous() &&
@@ -63,7 +67,7 @@ inline void check_topk_softmax_backward(const at::Tensor& grad_probs, const at::
   TORCH_CHECK(grad_probs.dim() == 4 && is_float(grad_probs),
               "grad_probs must be (b, h, s, t) float32, bfloat16 or float16, got ",
               grad_probs.sizes(), " ", grad_probs.scalar_type());
-  check_kept(kept, weights, grad_probs.sizes().slice(0, 3), grad_probs.size(3));
+  check_kept(kept, weights, grad_probs, grad_probs.sizes().slice(0, 3), grad_probs.size(3));
 }
 
 inline void check_topk_select(const at::Tensor& scores, const OptionalTensor& slopes, int64_t top_k,
@@ -77,7 +81,7 @@ inline void check_values(const at::Tensor& v, const at::Tensor& kept, const at::
                   v.size(1) == kept.size(1) && kept.size(2) <= v.size(2),
               "v must be (b, h, t, d) float32, bfloat16 or float16 for the rows of kept, got ", v.sizes(),
               " ", v.scalar_type());
-  check_kept(kept, weights, kept.sizes().slice(0, 3), v.size(2));
+  check_kept(kept, weights, v, kept.sizes().slice(0, 3), v.size(2));
 }
 
 inline void check_grad_out(const at::Tensor& grad_out, const at::Tensor& v, const at::Tensor& kept) {
@@ -93,7 +97,9 @@ inline void check_add_kept(const at::Tensor& pairs, const at::Tensor& kept, cons
   TORCH_CHECK(pairs.dim() == 4 && pairs.scalar_type() == at::kFloat && pairs.is_contiguous(),
               "pairs must be contiguous (b, h, s, t) float32, got ", pairs.sizes(), " ",
               pairs.scalar_type());
-  check_kept(kept, grads, pairs.sizes().slice(0, 3), pairs.size(3));
+  TORCH_CHECK(pairs.size(2) <= pairs.size(3), "pairs must have a key for every query, got ",
+              pairs.sizes());
+  check_kept(kept, grads, pairs, pairs.sizes().slice(0, 3), pairs.size(3));
   check_selection(pairs, pairs.size(2), {}, 1, row_start, 0.0);
 }
 

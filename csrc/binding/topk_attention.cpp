@@ -46,7 +46,7 @@ void check_gradient(const at::Tensor& grad_out, const OptionalTensor& grad_score
   check_pairs(grad_scores, "grad_scores", q, k);
   TORCH_CHECK(grad_out.sizes() == q.sizes(), "grad_out must be ", q.sizes(), ", got ",
               grad_out.sizes());
-  check_kept(kept, weights, q.sizes().slice(0, 3), k.size(2));
+  check_kept(kept, weights, q, q.sizes().slice(0, 3), k.size(2));
 }
 
 FourTensors forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

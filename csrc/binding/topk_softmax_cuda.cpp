@@ -1,5 +1,5 @@
-// Top-k softmax and the parts of attention around it on CUDA tensors, as Python sees them. Plain C++: it is compiled on every machine, and
-// does nothing where the library has no CUDA half.
+// Top-k softmax and the parts of attention around it on CUDA tensors, as Python sees them. Plain C++:
+// it is compiled on every machine, and does nothing where the library has no CUDA half.
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>

@@ -1,7 +1,7 @@
 // What is left of attention where each row has chosen its keys: k vectors of values are read, not t.
 //
-// So many neighbouring lanes share a row as a vector has pieces of 16 bytes, or a warp's where that is
-// fewer.
+// So many neighbouring lanes share a vector as it has pieces of 16 bytes, rounded up to a power of two,
+// or a warp's where that is fewer.
 #pragma once
 
 #include "rows.cuh"
@@ -110,6 +110,7 @@ __global__ void __launch_bounds__(kThreads) kept_gradients(KeptGradientArguments
   }
 }
 
+// A warp per row.
 template <int kWarps>
 __global__ void __launch_bounds__(kThreads) add_kept(AddArguments arguments) {
   const Group<kWarps> group(nullptr);

@@ -1,8 +1,8 @@
 // The forward pass of top-k softmax: each row's k largest z, and the softmax of those.
 //
-// A row's z lie in the registers of its threads. Of columns with the same remainder modulo 32 the
-// largest z is found: of those 32, the k-th largest is a bound that few z reach, which are compared
-// with one another. Neighbours differ in their remainder, and so the bound is as near where ALiBi
+// A row's z lie in the registers of its threads. Of columns with the same remainder modulo a warp's
+// size the largest z is found: of those, the k-th largest is a bound that few z reach, which are
+// compared with one another. Neighbours differ in their remainder, and so the bound is as near where ALiBi
 // leaves only a row's last columns a chance. Where k is larger than a warp, or where more reach the
 // bound, as equal scores do, the k-th largest is found exactly by halving the range it lies in.
 #pragma once
@@ -52,7 +52,7 @@ class SeenColumns {
   }
 
   // Makes z of the scores. Returns the largest of a class of columns, those of one remainder modulo
-  // 32: of another class in each lane. One that is no number is the largest.
+  // a warp's size: of another class in each lane. One that is no number is the largest.
   template <class T>
   __device__ float convert(float slope) {
     float largest[kLaneColumns];
@@ -221,7 +221,7 @@ __device__ __forceinline__ float divisor_of(double sum) {
   return sum > 0 ? static_cast<float>(sum) : 1.0f;
 }
 
-// Keeps num_kept of `num_found` <= 32 candidates, which lie in the order of their columns.
+// Keeps num_kept of up to kCandidates candidates, which lie in the order of their columns.
 template <class T>
 __device__ __forceinline__ void finish_few(const Candidate* candidates, uint32_t num_found,
                                            uint32_t num_kept, float largest, const Rows& rows,
@@ -283,7 +283,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kChunks>) topk_softmax_forwa
   const Outputs<T> outputs{probs ? probs + row * num_keys : nullptr, arguments.kept + row * width,
                            arguments.weights + row * width};
 
-  SeenColumns<kWarps, kChunks> columns(group, start, num_seen ? place.position : start);
+  SeenColumns<kWarps, kChunks> columns(group, num_seen ? start : 0, num_seen ? place.position : 0);
   if (num_seen) columns.template load<T>(scores, pieces_are_aligned<T>(arguments.scores, num_keys));
   if (probs) clear<T>(outputs.probs, 0, num_keys, pieces_are_aligned<T>(probs, num_keys), group);
   if (arguments.cleared) {

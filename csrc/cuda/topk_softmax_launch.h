@@ -11,7 +11,7 @@ constexpr int kMostKeys = 16384;
 
 enum class Number { kFloat32, kBFloat16, kFloat16 };
 
-// num_rows = b * h * s rows of t scores; everything contiguous, on one device.
+// num_rows = b * h * s rows of t scores; everything that has no Strides is contiguous.
 struct Rows {
   int64_t num_rows;
   int num_heads, num_queries, num_keys;

@@ -8,9 +8,8 @@ from megatron_gptx.checkpoint.layout import Checkpoint, CheckpointError, newest
 from megatron_gptx.checkpoint.load import check_model, load_layers
 from megatron_gptx.config.schema import Config
 from megatron_gptx.model.backend import choose_backend
+from megatron_gptx.model.precision import DTYPES
 from megatron_gptx.model.sequential import GPTXSequential
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_model(config: Config, device: torch.device) -> tuple[GPTXSequential, Checkpoint]:

@@ -57,7 +57,8 @@ def attention(
         return_scores: whether the next layer wants this one's scores.
         reuse_scores: whether the returned scores may take the memory of `prev_scores`, and the
             gradient of those that of the returned ones; the values are lost then. `prev_scores`
-            must be an earlier layer's, for the same row_start.
+            must be an earlier layer's, for the same row_start, and nothing but the next layer may
+            use what is returned.
         backend: `fused` for the compiled kernels, `reference` for plain PyTorch, `auto` for the
             kernels where they can run.
 

@@ -1,6 +1,7 @@
 """Top-k attention on a GPU: scores by a matrix product, and kernels for the keys that are kept.
 
-Of the values, and of what the gradients are made of, k rows per query are read, not t.
+Of the values k rows per query are read, not t. Backward, k numbers per query are spread out once
+more, for three products.
 """
 
 from typing import Any
@@ -85,10 +86,12 @@ class _ComposedAttention(torch.autograd.Function):
         pairs = None
         if grad_scores is None and not ctx.needs_input_grad[3]:
             # Where the weights stood; everywhere else is 0 already.
-            spread.scatter_(-1, keys, grads.to(spread.dtype))
+            spread = spread.scatter_(-1, keys, grads.to(spread.dtype)).to(q.dtype)
         else:
+            del spread, keys
             if grad_scores is None:
-                pairs = torch.zeros_like(spread, dtype=torch.float32)
+                shape = *q.shape[:3], k.shape[-2]
+                pairs = torch.zeros(shape, dtype=torch.float32, device=q.device)
             elif reuse_grad and grad_scores.is_contiguous():
                 pairs = grad_scores
             else:

@@ -14,6 +14,7 @@ from megatron_gptx.costs.stages import boundaries
 from megatron_gptx.distributed.process import Process
 from megatron_gptx.model.backend import choose_backend
 from megatron_gptx.model.pipeline import GPTXPipeline
+from megatron_gptx.model.precision import DTYPES
 from megatron_gptx.model.sequential import GPTXSequential
 from megatron_gptx.ops.layer_norm import layer_norm_note
 from megatron_gptx.training.deepspeed_config import deepspeed_config, zero_stage_note
@@ -69,15 +70,14 @@ def initialize(
 
 def _sequential(config: Config, process: Process, say: Callable[[str], None]) -> SequentialRun:
     # Layer by layer, so that no process ever holds all weights of a model that ZeRO-3 scatters.
-    scatters = effective_zero_stage(config) == 3
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    prepare = None
+    if effective_zero_stage(config) == 3:
+        prepare = partial(_scatter, deepspeed_config(config), DTYPES[config.precision])
     model = GPTXSequential(
         config.model,
         seed=config.training.seed,
         checkpoint_group=config.training.checkpoint_activations,
-        prepare=partial(_scatter, deepspeed_config(config), dtype[config.precision])
-        if scatters
-        else None,
+        prepare=prepare,
     )
     return SequentialRun(initialize(config, model, process, say=say))
 

@@ -16,7 +16,7 @@ from tests.ops.softmax_inputs import results, starts
 SHAPES = [(64, 64), (7, 40), (1, 50), (1, 1), (130, 301), (1000, 1000), (2048, 2048)]
 SHAPES += [(30, 2050), (17, 4097), (3, 8192), (2, MOST_CUDA_KEYS)]
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
-TOP_K = [1, 8, 33, 3000]
+TOP_K = [1, 8, 20, 32, 33, 3000]
 
 
 def random_scores(s: int, t: int, dtype: torch.dtype, device, levels: int = 0) -> Tensor:

@@ -56,6 +56,33 @@ def test_it_is_as_accurate_as_the_reference(s, top_k, documents, dropout_p, carr
     assert_all_as_accurate(actual, expected, run(reference, widened, **options))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("d", [3, 24, 272])
+def test_vectors_of_any_size_are_as_accurate(d, dtype):
+    inputs = random_inputs(s=30, t=37, d=d, dtype=dtype)
+    widened = [x.detach().double().requires_grad_() for x in inputs]
+    options = {"slopes": SLOPES, "top_k": 20, "row_start": starts(30, 37)}
+    actual, expected = run(composed, inputs, **options), run(reference, inputs, **options)
+    assert_all_as_accurate(actual, expected, run(reference, widened, **options))
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_loss_of_the_carry_has_gradients_too(weight):
+    def gradients(form, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        q, k, v, prev = inputs
+        out, scores = form(
+            q, k, v, prev_scores=prev, slopes=SLOPES, top_k=3, row_start=None, return_scores=True
+        )
+        # The gradient of a sum is one number for all, in no memory of its own.
+        loss = scores.sum() + (weight * out.sum() if weight else 0)
+        return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+
+    inputs = random_inputs(s=20, t=20, d=16, dtype=torch.float32)
+    widened = [x.detach().double().requires_grad_() for x in inputs]
+    actual, expected = gradients(composed, inputs), gradients(reference, inputs)
+    assert_all_as_accurate(actual, expected, gradients(reference, widened))
+
+
 @pytest.mark.parametrize(("slopes", "carry"), list(product([None, SLOPES], [True, False])))
 def test_of_equal_scores_the_most_recent_win(slopes, carry):
     q, k, _, *prev = (x.detach() for x in quantised_inputs(carry=carry))
@@ -145,10 +172,12 @@ def test_the_order_in_which_threads_take_turns_changes_nothing(emulated, d, carr
     inputs = random_inputs(s=19, t=40, d=d, carry=carry, dtype=torch.bfloat16)
     options = {"slopes": SLOPES, "top_k": 5, "dropout_p": 0.2, "row_start": starts(19, 40)}
     found = []
-    for order in range(3):
-        emulated.take_turns(order)
-        found.append(run(composed, inputs, **options))
-    emulated.take_turns(0)
+    try:
+        for order in range(3):
+            emulated.take_turns(order)
+            found.append(run(composed, inputs, **options))
+    finally:
+        emulated.take_turns(0)
     assert all(torch.equal(x, y) for other in found for x, y in zip(other, found[0], strict=True))
 
 
@@ -156,7 +185,8 @@ def test_the_order_in_which_threads_take_turns_changes_nothing(emulated, d, carr
 def test_vectors_may_lie_anyhow_in_memory(dtype):
     options = {"slopes": SLOPES, "top_k": 4}
     inputs = random_inputs(s=30, t=30, d=16, carry=False, dtype=dtype)
-    expected = run(composed, inputs, **options)
+    exact = run(reference, [x.detach().double().requires_grad_() for x in inputs], **options)
+    expected = run(reference, inputs, **options)
     for spread in (
         lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
         lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
@@ -164,8 +194,7 @@ def test_vectors_may_lie_anyhow_in_memory(dtype):
         lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x),
     ):
         laid_out = [spread(x.detach()).requires_grad_() for x in inputs]
-        for actual, wanted in zip(run(composed, laid_out, **options), expected, strict=True):
-            assert torch.allclose(actual, wanted, rtol=2e-3, atol=1e-3)
+        assert_all_as_accurate(run(composed, laid_out, **options), expected, exact)
 
 
 BAD = {
@@ -179,6 +208,7 @@ BAD = {
         v[..., 1:], v, k, w, 0.0, 0
     ),
     "pairs in bf16": lambda s, k, w, v: OPS.add_kept_(s.bfloat16(), k, w, None),
+    "pairs with more queries": lambda s, k, w, v: OPS.add_kept_(s[..., :4].clone(), k, w, None),
     "pairs of other rows": lambda s, k, w, v: OPS.add_kept_(s[:, :, 1:].clone(), k, w, None),
 }
 
@@ -189,6 +219,18 @@ def test_bad_input_is_an_error(name):
     kept, weights = OPS.topk_select_(scores, None, 2, None, False)
     with pytest.raises(RuntimeError, match=r"must|fewer|at least|are more"):
         BAD[name](scores, kept, weights, v)
+
+
+def test_pytorch_finds_nothing_wrong_with_the_ops():
+    scores, v = torch.randn(2, H, 6, 9), torch.randn(2, H, 9, 4)
+    kept, weights = OPS.topk_select_(scores, SLOPES, 3, None, True)
+    for op, arguments in (
+        (OPS.topk_select_, (scores, SLOPES, 3, None, True)),
+        (OPS.sum_of_kept, (kept, weights, v, 0.1, 7)),
+        (OPS.kept_gradients, (v[:, :, :6], v, kept, weights, 0.1, 7)),
+        (OPS.add_kept_, (torch.zeros(2, H, 6, 9), kept, weights, None)),
+    ):
+        torch.library.opcheck(op.default, arguments)
 
 
 def test_no_queries_attend_to_nothing():

@@ -24,8 +24,8 @@ WARP_ROWS = [(64, 64), (7, 40), (1, 50), (1, 1), (21, 300), (3, 1023), (2, 2048)
 BLOCK_ROWS = [(3, 2050), (1, 8200), (1, MOST_CUDA_KEYS)]
 SHAPES = WARP_ROWS + BLOCK_ROWS
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
-# Beyond the 32 that a warp sorts at once, and beyond most rows.
-TOP_K = [1, 8, 33, 3000]
+# All that a warp compares at once, beyond that, and beyond most rows.
+TOP_K = [1, 8, 32, 33, 3000]
 
 
 class Emulated(torch.autograd.Function):

@@ -27,16 +27,18 @@ void over_kept(Number type, const Rows& rows, const int32_t* starts, const int32
     const auto strides = [&](int64_t s) {
       return Strides{rows.num_heads * s * head_dim, s * head_dim, head_dim};
     };
-    const auto buffer = [&](int64_t s) { return std::unique_ptr<Bits[]>(new Bits[b * strides(s).of_batch]()); };
+    const auto buffer = [&](int64_t s) {
+      return std::unique_ptr<Bits[]>(new Bits[b * strides(s).of_batch]());
+    };
     const auto values = buffer(rows.num_keys), out = buffer(rows.num_queries);
     const int log_lanes = whole ? 1 : 2;
     emulate_over_kept(SumArguments{rows, head_dim, log_lanes, kept, weights, values.get(),
                                    strides(rows.num_keys), out.get(), strides(rows.num_queries)},
                       type, whole);
-    emulate_over_kept(
-        KeptGradientArguments{rows, head_dim, log_lanes, kept, weights, values.get(), strides(rows.num_keys),
-                              out.get(), strides(rows.num_queries), grads.get()},
-        type, whole);
+    emulate_over_kept(KeptGradientArguments{rows, head_dim, log_lanes, kept, weights, values.get(),
+                                            strides(rows.num_keys), out.get(),
+                                            strides(rows.num_queries), grads.get()},
+                      type, whole);
   }
   const std::unique_ptr<float[]> pairs(new float[rows.num_rows * rows.num_keys]());
   emulate(AddArguments{rows, starts, kept, grads.get(), pairs.get()});
@@ -59,10 +61,13 @@ void run(Number type, int num_queries, int num_keys, int top_k, int levels, bool
   }
   for (int i = 0; i < b * num_queries; ++i) starts[i] = static_cast<int>(random() % (num_keys + 1));
 
-  emulate(ForwardArguments{rows, scores.get(), nullptr, slopes.get(), documents ? starts.get() : nullptr,
-                           probs.get(), kept.get(), weights.get()}, type);
+  const int32_t* row_start = documents ? starts.get() : nullptr;
+  Bits* cleared = levels ? scores.get() : nullptr;
+  emulate(ForwardArguments{rows, scores.get(), cleared, slopes.get(), row_start, probs.get(), kept.get(),
+                           weights.get()}, type);
   emulate(BackwardArguments{rows, grad_probs.get(), kept.get(), weights.get(), grad_scores.get()}, type);
-  over_kept<T>(type, rows, documents ? starts.get() : nullptr, kept.get(), weights.get());
+  // Wider rows only take longer.
+  if (width <= 64) over_kept<T>(type, rows, row_start, kept.get(), weights.get());
   for (int64_t row = 0; row < rows.num_rows; ++row) {
     const int position = num_keys - num_queries + static_cast<int>(row % num_queries);
     const int start = documents ? starts[row / num_queries * num_queries + row % num_queries] : 0;
