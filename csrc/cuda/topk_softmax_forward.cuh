@@ -264,7 +264,8 @@ template <int kChunks>
 constexpr int kBlocks = kChunks > 8 ? 2 : 4;
 
 template <class T, int kWarps, int kChunks>
-__global__ void __launch_bounds__(kThreads, kBlocks<kChunks>) topk_softmax_forward(ForwardArguments arguments) {
+__global__ void __launch_bounds__(kThreads, kBlocks<kChunks>)
+    topk_softmax_forward(ForwardArguments arguments) {
   constexpr int kGroups = kThreads / (kWarps * kLanes);
   __shared__ ForwardShared<kWarps> all_shared[kGroups];
   ForwardShared<kWarps>& shared = all_shared[threadIdx.x / (kWarps * kLanes)];
