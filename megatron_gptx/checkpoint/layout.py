@@ -330,6 +330,19 @@ def misfit(checkpoint: Checkpoint, name: str) -> str | None:
     return printable(problem)
 
 
+def point_to(checkpoint: Path) -> None:
+    """Let `latest` name a checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    pointer = checkpoint.parent / LATEST
+    try:
+        write_synced(pointer, f"{checkpoint.name}\n".encode())
+    except OSError as error:
+        raise CheckpointError(f"{pointer} cannot be written: {_reason(error)}") from None
+
+
 def write_synced(path: Path, content: bytes) -> None:
     """Replace a file by new content that is on disk before it is visible."""
     aside = aside_of(path)

@@ -28,6 +28,7 @@ from megatron_gptx.checkpoint.layout import (
     named_newest,
     newest,
     newest_sound,
+    point_to,
     printable,
     read,
     step_of,
@@ -88,7 +89,11 @@ def _choose(config: Config, say: Callable[[str], None]) -> Checkpoint | None:
     found = _by_leader(lambda: newest(config.output.run_dir))
     start = config.checkpoint.start
     if start == "intact" and found is not None:
-        return _newest_intact(config, say)
+        chosen = _newest_intact(config, say)
+        # What was passed over is given up: nothing goes back to it, or keeps it instead of another.
+        if problem := _by_leader(partial(point_to, chosen.path)):
+            raise problem
+        return chosen
     if isinstance(found, Checkpoint) and start == "fresh":
         raise CheckpointError(
             f"checkpoint.start is 'fresh', but {found.path} exists; choose another "
@@ -191,7 +196,7 @@ def _load(engine: Any, checkpoint: Checkpoint, config: Config) -> None:
         set_steps(engine, checkpoint.manifest["optimizer"]["steps"])
         set_loss_scale(engine, checkpoint.manifest["optimizer"].get("loss_scale"))
     except (KeyError, ValueError, RuntimeError, SafetensorError, OSError) as error:
-        if lost_a_peer(error):
+        if isinstance(error, RuntimeError) and lost_a_peer(error):
             raise  # ZeRO-3 gathers and scatters what it loads into
         raise CheckpointError(f"{checkpoint.path} does not fit this model: {error}") from None
     engine.global_steps = checkpoint.step

@@ -30,9 +30,15 @@ def superfluous(folder: Path, *, newest: Path, options: CheckpointConfig) -> lis
         return []
     # After going back to an earlier step there are later ones too: they never displace this one.
     present = checkpoints(folder)
-    candidates = present[: present.index(newest) + 1][: -options.keep_last]
-    needed = _needed(newest)
-    return [path for path in candidates if path != needed and not _kept(step_of(path), options)]
+    present = present[: present.index(newest) + 1]
+    # Those that were saved amid bad steps count for none of the last ones, but for the newest.
+    sound = [path for path in present if path == newest or not _amid_bad_steps(path)]
+    last, needed = sound[-options.keep_last :], _needed(newest)
+    return [
+        path
+        for path in present
+        if path not in last and path != needed and not _kept(step_of(path), options)
+    ]
 
 
 def prune(folder: Path, *, newest: Path, options: CheckpointConfig) -> list[Path]:
@@ -90,6 +96,13 @@ def delete(path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _amid_bad_steps(path: Path) -> bool:
+    try:
+        return bool(read(path).manifest["guard"].get("in_a_row"))
+    except CheckpointError:
+        return False
 
 
 def _needed(newest: Path) -> Path | None:

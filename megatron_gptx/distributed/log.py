@@ -56,7 +56,7 @@ def stopped_marker(run_dir: Path) -> Path:
 def fresh_marker(run_dir: Path) -> Path:
     """Return the file that says that `checkpoint.start: fresh` has found no checkpoint here.
 
-    All that there are later belong to the same launch, or to the same job. The next one removes it.
+    It is written anew by each run that begins so, and holds the number of its SLURM job, if any.
     """
     return run_dir / "logs" / ".fresh"
 

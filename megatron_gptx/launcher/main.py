@@ -93,14 +93,13 @@ def _main(argv: Sequence[str], root: Path) -> int:
         explain(status)
         return status
     job = slurm_job() if options.requeue else None
-    again = job is not None and started_before()
+    earlier = job if job is not None and started_before() else None
     with StopRequests() as requests:
         status = _train(
-            config, worker, arguments, dry_run=options.dry_run, requests=requests, again=again
+            config, worker, arguments, dry_run=options.dry_run, requests=requests, job=earlier
         )
-    if status == STOPPED and job is not None:
-        requeue(job)
-    elif status == STOPPED and config.checkpoint.start == "fresh":
+    requeued = status == STOPPED and job is not None and requeue(job)
+    if status == STOPPED and not requeued and config.checkpoint.start == "fresh":
         sys.stdout.write(
             "but with --set checkpoint.start=auto: 'fresh' refuses every checkpoint, this run's "
             "too\n"
@@ -115,7 +114,7 @@ def _train(
     *,
     dry_run: bool,
     requests: StopRequests,
-    again: bool,
+    job: str | None,
 ) -> int:
     config, placement = resolve(config)
     sys.stdout.write(f"{make_plan(config).table()}\n")
@@ -126,7 +125,7 @@ def _train(
     if config.training.epochs is not None:
         epochs, config = config.training.epochs, decide_steps(config)
         sys.stdout.write(f"\ntraining.epochs {epochs:g}: {config.training.steps:,} steps\n")
-    return launch(config, placement, worker, arguments, requests=requests, again=again)
+    return launch(config, placement, worker, arguments, requests=requests, job=job)
 
 
 def resolve(config: Config) -> tuple[Config, Placement]:

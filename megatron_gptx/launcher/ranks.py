@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.schema import Config
@@ -43,7 +43,7 @@ def launch(
     arguments: Sequence[str],
     *,
     requests: StopRequests,
-    again: bool = False,
+    job: str | None = None,
 ) -> int:
     """Run a script on all ranks, again after crashes, and return how that ended.
 
@@ -53,7 +53,7 @@ def launch(
         worker: the script.
         arguments: what it gets besides the configuration.
         requests: what ends the run early.
-        again: whether this launch takes up an earlier one, which may have begun with `fresh`.
+        job: number of the SLURM job that is started again, which may have begun with `fresh`.
     """
     run_dir, restarts = Path(config.output.run_dir), config.launch.max_restarts
     variables = environment(placement)
@@ -61,9 +61,9 @@ def launch(
     if several:
         variables = hosts_environment(variables)
     logs = prepare_logs(run_dir)
-    if not again:
-        fresh_marker(run_dir).unlink(missing_ok=True)
-    elif config.checkpoint.start == "fresh":
+    of_others = _fresh_start(run_dir)
+    began = job is not None and of_others is not None and of_others.job == job
+    if began and config.checkpoint.start == "fresh":
         config = _going_on(config, "auto")
     requests.pass_on(run_dir)
     requests.limit(config.training.time_limit_minutes)
@@ -93,17 +93,32 @@ def launch(
             "newest intact checkpoint\n"
         )
         prepare_logs(run_dir)
-        config = _going_on(config, "intact")
+        # Before it has begun afresh, checkpoints here would be those of another run.
+        if config.checkpoint.start != "fresh" or _fresh_start(run_dir) != of_others:
+            config = _going_on(config, "intact")
     raise AssertionError("unreachable: restarts are counted")
 
 
 def _going_on(config: Config, start: Literal["auto", "intact"]) -> Config:
     """Return a run that goes on from its own checkpoints."""
-    fresh = config.checkpoint.start == "fresh"
-    if fresh and not fresh_marker(Path(config.output.run_dir)).exists():
-        return config  # it has not begun yet: checkpoints here would be those of another run
     own = config.checkpoint.model_copy(update={"start": start})
     return config.model_copy(update={"checkpoint": own})
+
+
+class _FreshStart(NamedTuple):
+    """Whose beginning a run folder has seen: the SLURM job, and when its file was written."""
+
+    job: str
+    written_at: int
+
+
+def _fresh_start(run_dir: Path) -> _FreshStart | None:
+    """Return the last run that began afresh in a folder."""
+    marker = fresh_marker(run_dir)
+    try:
+        return _FreshStart(marker.read_text(), marker.stat().st_mtime_ns)
+    except (OSError, ValueError):
+        return None
 
 
 def prepare_logs(run_dir: Path) -> Path:

@@ -30,10 +30,11 @@ def started_before() -> bool:
     return os.environ.get("SLURM_RESTART_COUNT", "") not in ("", "0")
 
 
-def requeue(job: str) -> None:
-    """Ask SLURM to start a job again, and say how that went: all is saved in either case."""
+def requeue(job: str) -> bool:
+    """Ask SLURM to start a job again; say and return how that went: all is saved in either case."""
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.stderr.write(f"error: scontrol requeue {job} failed: {done.stderr.strip()}\n")
     else:
         sys.stdout.write(f"SLURM will start job {job} again\n")
+    return done.returncode == 0

@@ -1,10 +1,11 @@
 """A training run, from a configuration to its last checkpoint."""
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from megatron_gptx.checkpoint.layout import newest_sound, step_name
+from megatron_gptx.checkpoint.layout import CheckpointError, newest, step_name, write_synced
 from megatron_gptx.checkpoint.load import go_back, resume
 from megatron_gptx.checkpoint.save import Saver
 from megatron_gptx.config.errors import UserError
@@ -66,7 +67,8 @@ class Pretraining:
             self.guard.restore(saved.manifest["guard"])
             self.save_is_due = saved.manifest["guard"].get("save_is_due", False)
         elif self.leader and config.checkpoint.start == "fresh":
-            fresh_marker(Path(config.output.run_dir)).touch()
+            job = os.environ.get("SLURM_JOB_ID", "")
+            write_synced(fresh_marker(Path(config.output.run_dir)), job.encode())
 
     def run(self) -> None:
         """Take the steps that are left."""
@@ -202,8 +204,16 @@ class Pretraining:
     def _sound_step(self) -> int | None:
         """Return the step that bad steps lead back to, as far as rank 0 has to know it."""
         self.saver.finish()
-        found = newest_sound(self.config.output.run_dir) if self.leader else None
-        return None if found is None else found.step
+        try:
+            found = newest(self.config.output.run_dir) if self.leader else None
+        except CheckpointError as error:
+            # Not what keeps a run that is asked to end from saving.
+            self.say(f"nothing to go back to: {error}")
+            return None
+        if found is None:
+            return None
+        guard = found.manifest["guard"]
+        return guard.get("return_to") if guard.get("in_a_row") else found.step
 
     def _asked_to_end(self) -> str:
         """Return why the run is to end early, or an empty text; the last step ends it anyway."""

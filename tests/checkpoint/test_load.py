@@ -199,6 +199,18 @@ def test_a_damaged_checkpoint_is_passed_over_where_that_is_asked_for(corpus, tmp
     assert [json.loads(row)["loss"] for row in rows] == losses(whole)
 
 
+def test_what_an_intact_start_passed_over_is_a_future_given_up(corpus, tmp_path):
+    train(tiny_config(corpus, tmp_path, training__steps=4, checkpoint__interval=2))
+    folder = tmp_path / "checkpoints"
+    flip(folder / "step-00000004" / WEIGHTS_FILE)
+    # It has no steps left to take, and so saves nothing itself.
+    assert start(tiny_config(corpus, tmp_path, training__steps=2, checkpoint__start="intact")) == [
+        0
+    ]
+    assert (folder / "latest").read_text() == "step-00000002\n"
+    assert [step_of(path) for path in candidates(tmp_path)] == [2, 4]
+
+
 @pytest.mark.parametrize(
     ("latest", "order"), [("step-00000004", [4, 2, 8, 6]), ("step-00000005", [8, 6, 4, 2])]
 )

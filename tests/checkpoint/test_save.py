@@ -247,6 +247,16 @@ def test_what_bad_steps_lead_back_to_is_deleted_by_nothing(tmp_path):
     assert names(folder) == ["latest", step_name(2), step_name(4)]
 
 
+def test_a_checkpoint_saved_amid_bad_steps_is_none_of_the_last_ones(tmp_path):
+    folder = tmp_path / "checkpoints"
+    write_checkpoint(tmp_path, 24)
+    write_checkpoint(tmp_path, 30, guard={"in_a_row": 1, "return_to": 24})
+    newest = write_checkpoint(tmp_path, 32)
+    (folder / "latest").write_text(newest.name)
+    assert prune(folder, newest=newest, options=kept(2)) == [folder / step_name(30)]
+    assert names(folder) == ["latest", step_name(24), step_name(32)]
+
+
 def test_after_going_back_the_new_checkpoint_is_never_the_one_deleted(tmp_path):
     make_checkpoints(tmp_path, 10, 12, 15, 20)
     prune(tmp_path, newest=tmp_path / step_name(12), options=kept(1))

@@ -43,7 +43,7 @@ def launch(tmp_path, capfd, monkeypatch):
     (tmp_path / "other.py").write_text(SCRIPT)
 
     def launch(
-        *ends: str, restarts: int = 0, again: bool = False, start: str = "auto"
+        *ends: str, restarts: int = 0, job: str | None = None, start: str = "auto"
     ) -> tuple[int, int, str]:
         options = {"launch__max_restarts": restarts, "checkpoint__start": start}
         config = tiny_config(tmp_path, tmp_path, **options)
@@ -54,7 +54,7 @@ def launch(tmp_path, capfd, monkeypatch):
                 tmp_path / "other.py",
                 [str(tmp_path), *ends],
                 requests=requests,
-                again=again,
+                job=job,
             )
         return status, len(list(tmp_path.glob("start-*"))), "".join(capfd.readouterr())
 
@@ -98,26 +98,27 @@ def test_ranks_that_end_for_good_are_not_started_again(launch, end):
 
 
 @pytest.mark.parametrize(
-    ("start", "again", "asked"),
+    ("start", "job", "asked"),
     [
-        ("auto", False, "auto intact intact "),
-        ("intact", True, "intact intact intact "),
+        ("auto", None, "auto intact intact "),
+        ("intact", "17", "intact intact intact "),
         # The first ranks crash before they have looked for checkpoints, the second ones behind it.
-        ("fresh", False, "fresh fresh intact "),
-        ("fresh", True, "auto intact intact "),
+        ("fresh", None, "fresh fresh intact "),
+        ("fresh", "17", "auto intact intact "),
+        ("fresh", "18", "fresh fresh intact "),
     ],
 )
 def test_ranks_that_began_afresh_go_on_from_their_own_checkpoints(
-    launch, tmp_path, start, again, asked
+    launch, tmp_path, start, job, asked
 ):
     (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / ".fresh").touch()  # of the launch before
-    assert launch("1", "fresh:1", "finished:0", restarts=2, start=start, again=again)[1] == 3
+    (tmp_path / "logs" / ".fresh").write_text("17")
+    assert launch("1", "fresh:1", "finished:0", restarts=2, start=start, job=job)[1] == 3
     assert (tmp_path / "asked").read_text() == asked
 
 
 def test_a_job_that_has_not_begun_afresh_yet_takes_up_no_checkpoint(launch, tmp_path):
-    launch("finished:0", start="fresh", again=True)
+    launch("finished:0", start="fresh", job="17")
     assert (tmp_path / "asked").read_text() == "fresh "
 
 
