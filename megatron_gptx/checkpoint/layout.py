@@ -58,6 +58,12 @@ class Checkpoint(NamedTuple):
         """Optimizer steps it contains."""
         return int(self.manifest["state"]["step"])
 
+    @property
+    def sound_step(self) -> int | None:
+        """Its own step; if saved amid bad steps, that of the checkpoint before them, if any."""
+        guard = self.manifest["guard"]
+        return guard.get("return_to") if guard.get("in_a_row") else self.step
+
 
 def checkpoint_folder(run_dir: str | Path) -> Path:
     """Return the folder that holds a run's checkpoints."""
@@ -178,9 +184,9 @@ def newest_sound(run_dir: str | Path) -> Checkpoint | None:
         CheckpointError: it is gone, or `newest` raises.
     """
     found = newest(run_dir)
-    if found is None or not found.manifest["guard"].get("in_a_row", 0):
+    if found is None or found.sound_step == found.step:
         return found
-    step = found.manifest["guard"].get("return_to")
+    step = found.sound_step
     return None if step is None else read(checkpoint_folder(run_dir) / step_name(step))
 
 

@@ -32,8 +32,8 @@ def superfluous(folder: Path, *, newest: Path, options: CheckpointConfig) -> lis
     present = checkpoints(folder)
     present = present[: present.index(newest) + 1]
     # Those that were saved amid bad steps count for none of the last ones, but for the newest.
-    sound = [path for path in present if path == newest or not _amid_bad_steps(path)]
-    last, needed = sound[-options.keep_last :], _needed(newest)
+    sound = [path for path in present if path in (newest, _sound(path))]
+    last, needed = sound[-options.keep_last :], _sound(newest)
     return [
         path
         for path in present
@@ -76,7 +76,7 @@ def delete_oldest(folder: Path, options: CheckpointConfig) -> Path | None:
     with contextlib.suppress(OSError, ValueError):
         latest = (folder / LATEST).read_text(encoding="utf-8").strip()
         if (folder / latest).is_dir():
-            needed = (folder / latest, _needed(folder / latest))
+            needed = (folder / latest, _sound(folder / latest))
             for path in checkpoints(folder):
                 if path not in needed and not _kept(step_of(path), options) and delete(path):
                     return path
@@ -98,20 +98,13 @@ def delete(path: Path) -> bool:
     return True
 
 
-def _amid_bad_steps(path: Path) -> bool:
+def _sound(path: Path) -> Path | None:
+    """Return a checkpoint, or that before the bad steps which it was saved amid, if any."""
     try:
-        return bool(read(path).manifest["guard"].get("in_a_row"))
+        step = read(path).sound_step
     except CheckpointError:
-        return False
-
-
-def _needed(newest: Path) -> Path | None:
-    """Return what a run would go back to that was stopped amid bad steps."""
-    try:
-        step = read(newest).manifest["guard"].get("return_to")
-    except CheckpointError:
-        return None
-    return None if step is None else newest.with_name(step_name(step))
+        return path
+    return None if step is None else path.with_name(step_name(step))
 
 
 def _kept(step: int, options: CheckpointConfig) -> bool:

@@ -210,10 +210,7 @@ class Pretraining:
             # Not what keeps a run that is asked to end from saving.
             self.say(f"nothing to go back to: {error}")
             return None
-        if found is None:
-            return None
-        guard = found.manifest["guard"]
-        return guard.get("return_to") if guard.get("in_a_row") else found.step
+        return None if found is None else found.sound_step
 
     def _asked_to_end(self) -> str:
         """Return why the run is to end early, or an empty text; the last step ends it anyway."""

@@ -9,7 +9,7 @@ from megatron_gptx.checkpoint.layout import checkpoint_folder, damage, newest, r
 from megatron_gptx.config.schema import Config
 from megatron_gptx.distributed.status import STOPPED
 from tests.launches import Place, has_rows, wait_for
-from tests.runs import losses, tiny_config, train
+from tests.runs import losses, tiny_config, train, without_speed
 
 STEPS, SAVED = 12, 6
 # Everything that draws or recomputes, at once.
@@ -33,10 +33,7 @@ def gpu_config(corpus: Path, run_dir: Path, **options: object) -> Config:
 
 def reported(rows: list[dict[str, float]]) -> list[str]:
     """Return all but speeds, as text: a norm that is not a number equals itself then."""
-    clocks = {"tokens_per_second", "data_seconds"}
-    return [
-        json.dumps({key: row[key] for key in row.keys() - clocks}, sort_keys=True) for row in rows
-    ]
+    return [json.dumps(row, sort_keys=True) for row in without_speed(rows)]
 
 
 def updates(run_dir: Path, step: int) -> int:
