@@ -146,9 +146,10 @@ def _join(console: TextIO, watch: Watchdog) -> Process:
     import deepspeed
     import deepspeed.ops
 
-    # Only inference uses this op; building it takes a minute, and every launch would leave
-    # 69 MB per rank in /dev/shm.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Only inference uses the one op that is looked up here; building it takes a minute, and every
+    # launch would leave 69 MB per rank in /dev/shm. An empty answer also spares every rank the
+    # compiler runs that find it, which a kill leaves behind as a temporary folder.
+    deepspeed.ops.__compatible_ops__ = {}
     explain_build_locks(partial(_note, console))
     local_rank = int(os.environ["LOCAL_RANK"])
     if os.environ.get("DS_ACCELERATOR") == "cpu":

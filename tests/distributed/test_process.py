@@ -31,6 +31,11 @@ def join_and_do(run_dir: Path, work: str) -> None:
     process.run_worker(globals()[work], run_dir=run_dir, launch=LaunchConfig(timeout_seconds=30))
 
 
+def join_beside_a_compiler(run_dir: Path, compiler: Path) -> None:
+    os.environ["CC"] = str(compiler)
+    join_and_do(run_dir, "wait_for_peers")
+
+
 def talk(process) -> None:
     sys.stdout.write(f"rank {process.rank} of {process.world_size} prints\n")
     subprocess.run(["echo", "its child prints"], check=True)
@@ -174,3 +179,11 @@ def test_a_process_that_is_no_rank_is_told_so():
 
     with pytest.raises(UserError, match=r"RANK is not set: ranks are started by ./deepy.py"):
         name_rank({}, LaunchConfig())
+
+
+def test_ranks_join_without_running_a_compiler(tmp_path):
+    compiler, ran = tmp_path / "compiler", tmp_path / "ran"
+    compiler.write_text(f"#!/bin/sh\ntouch '{ran}'\n")
+    compiler.chmod(0o700)
+    assert start_ranks(join_beside_a_compiler, 2, tmp_path, compiler) == [0, 0]
+    assert not ran.exists()
