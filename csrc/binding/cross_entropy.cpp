@@ -21,19 +21,10 @@ void check(const at::Tensor& logits, const at::Tensor& labels, int64_t ignored) 
                 i, " is outside the vocabulary of ", v);
 }
 
-std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& logits, const at::Tensor& labels,
-                                           int64_t ignored, c10::string_view variant) {
+at::Tensor forward(at::Tensor& logits, const at::Tensor& labels, int64_t ignored,
+                   c10::string_view variant) {
   check(logits, labels, ignored);
   return cross_entropy(logits, labels, ignored, std::string(variant));
-}
-
-void backward(at::Tensor& logits, const at::Tensor& sums, const at::Tensor& labels, double scale,
-              int64_t ignored, c10::string_view variant) {
-  check(logits, labels, ignored);
-  TORCH_CHECK(sums.dim() == 2 && sums.size(0) == logits.size(0) && sums.size(1) == 2 &&
-                  sums.scalar_type() == at::kFloat && sums.is_contiguous(),
-              "sums must be what the forward pass returned");
-  cross_entropy_backward(logits, sums, labels, scale, ignored, std::string(variant));
 }
 
 }  // namespace
@@ -41,14 +32,7 @@ void backward(at::Tensor& logits, const at::Tensor& sums, const at::Tensor& labe
 
 TORCH_LIBRARY_FRAGMENT(gptx, library) {
   library.def(
-      "cross_entropy(Tensor logits, Tensor labels, int ignored, str variant='best') -> (Tensor total, "
-      "Tensor sums)");
-  library.def(
-      "cross_entropy_backward_(Tensor(a!) logits, Tensor sums, Tensor labels, float scale, int ignored, "
-      "str variant='best') -> ()");
+      "cross_entropy_(Tensor(a!) logits, Tensor labels, int ignored, str variant='best') -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(gptx, CPU, library) {
-  library.impl("cross_entropy", &gptx::forward);
-  library.impl("cross_entropy_backward_", &gptx::backward);
-}
+TORCH_LIBRARY_IMPL(gptx, CPU, library) { library.impl("cross_entropy_", &gptx::forward); }

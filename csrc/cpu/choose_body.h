@@ -178,6 +178,21 @@ inline bool reaches(float limit, double slope, double longest_product, int64_t d
   return !(bound + rounding * std::abs(bound) < limit);
 }
 
+// Sorts a few keys in a register, where a branch per comparison would often be mispredicted.
+template <class V>
+void sort_up(int64_t* keys, int64_t num_keys) {
+  if (num_keys > 8) {
+    sort_ascending(keys, num_keys);
+    return;
+  }
+  int64_t descending[8];
+  std::fill(descending, descending + 8, INT64_MIN);
+  auto list = V::Eight::load(descending);
+  for (int64_t m = 0; m < num_keys; ++m) list.insert(keys[m]);
+  list.store(descending);
+  for (int64_t m = 0; m < num_keys; ++m) keys[m] = descending[num_keys - 1 - m];
+}
+
 // Writes the keys in ascending order, with their softmax.
 template <class V>
 void finish(BestKeys<V>& best, int64_t num_seen, int64_t position, int64_t width, int32_t* kept,
@@ -196,18 +211,32 @@ void finish(BestKeys<V>& best, int64_t num_seen, int64_t position, int64_t width
     const uint64_t key = static_cast<uint64_t>(best.keys[m]);
     best.keys[m] = static_cast<int64_t>(key << 32 | key >> 32);
   }
-  sort_ascending(best.keys, num_kept);
-  float largest = -kInfinity;
+  sort_up<V>(best.keys, num_kept);
+  float largest = -kInfinity, smallest = kInfinity;
   for (int64_t m = 0; m < num_kept; ++m) {
     kept[m] = static_cast<int32_t>(best.keys[m] >> 32);
     weights[m] = z_of_rank(best.keys[m] << 32);
     largest = std::max(largest, weights[m]);
+    smallest = std::min(smallest, weights[m]);
+  }
+  if (smallest - largest > kLeastExponent) {
+    const V minus = V::fill(-largest);
+    for (int64_t m = 0; m < num_kept; m += V::W) {
+      const int64_t left = std::min<int64_t>(num_kept - m, V::W);
+      exp_of(add(V::load_part(weights + m, left, 0), minus)).store_part(weights + m, left);
+    }
+  } else {
+    // The least weights are not 0, though they have few digits; and infinities are here.
+    for (int64_t m = 0; m < num_kept; ++m)
+      weights[m] = largest == -kInfinity ? 0 : std::exp(weights[m] - largest);
   }
   double sum = 0;
-  for (int64_t m = 0; m < num_kept; ++m)
-    sum += weights[m] = largest == -kInfinity ? 0 : std::exp(weights[m] - largest);
-  const float divisor = sum > 0 ? static_cast<float>(sum) : 1;
-  for (int64_t m = 0; m < num_kept; ++m) weights[m] /= divisor;
+  for (int64_t m = 0; m < num_kept; ++m) sum += weights[m];
+  const V divisor = V::fill(sum > 0 ? static_cast<float>(sum) : 1);
+  for (int64_t m = 0; m < num_kept; m += V::W) {
+    const int64_t left = std::min<int64_t>(num_kept - m, V::W);
+    divide(V::load_part(weights + m, left, 0), divisor).store_part(weights + m, left);
+  }
 }
 
 // Up to M queries, from `first` on.

@@ -3,6 +3,9 @@
 namespace gptx {
 namespace {
 
+// From here up exp(x) is no denormal number.
+constexpr float kLeastExponent = -87;
+
 // exp(x) of x up to 0: within two units in the last place, 0 below -87.7.
 template <class V>
 inline V exp_of(V x) {
@@ -20,8 +23,9 @@ inline V exp_of(V x) {
   return mul(sum, power_of_two(n));
 }
 
+// The largest of a row.
 template <class V>
-ExpSum sum_of_exp(const float* row, int64_t n) {
+float largest_of(const float* row, int64_t n) {
   constexpr float kLowest = -__builtin_inff();
   V first = V::fill(kLowest), second = first;
   int64_t c = 0;
@@ -34,30 +38,36 @@ ExpSum sum_of_exp(const float* row, int64_t n) {
   float lanes[V::W], largest = kLowest;
   larger(first, second).store(lanes);
   for (const float lane : lanes) largest = std::max(largest, lane);
-
-  const V minus = V::fill(-largest);
-  V total = V::fill(0), other = total;
-  for (c = 0; c + 2 * V::W <= n; c += 2 * V::W) {
-    total = add(total, exp_of(add(V::load(row + c), minus)));
-    other = add(other, exp_of(add(V::load(row + c + V::W), minus)));
-  }
-  for (; c < n; c += V::W) {
-    const V left = V::load_part(row + c, std::min<int64_t>(n - c, V::W), kLowest);
-    total = add(total, exp_of(add(left, minus)));
-  }
-  return {largest, sum(add(total, other))};
+  return largest;
 }
 
 template <class V>
-void scaled_exp(float* row, int64_t n, float largest, float scale) {
-  const V minus = V::fill(-largest), factor = V::fill(scale);
+ExpSum softmax(float* row, int64_t n) {
+  const float largest = largest_of<V>(row, n);
+  const V minus = V::fill(-largest);
+  V total = V::fill(0), other = total;
   int64_t c = 0;
-  for (; c + V::W <= n; c += V::W)
-    mul(factor, exp_of(add(V::load(row + c), minus))).store(row + c);
-  if (c < n) {
-    const V left = V::load_part(row + c, n - c, largest);
-    mul(factor, exp_of(add(left, minus))).store_part(row + c, n - c);
+  for (; c + 2 * V::W <= n; c += 2 * V::W) {
+    const V low = exp_of(add(V::load(row + c), minus));
+    const V high = exp_of(add(V::load(row + c + V::W), minus));
+    low.store(row + c);
+    high.store(row + c + V::W);
+    total = add(total, low);
+    other = add(other, high);
   }
+  for (; c < n; c += V::W) {
+    const int64_t left = std::min<int64_t>(n - c, V::W);
+    const V part = exp_of(add(V::load_part(row + c, left, -__builtin_inff()), minus));
+    part.store_part(row + c, left);
+    total = add(total, part);
+  }
+  const float all = sum(add(total, other));
+  const V factor = V::fill(1 / all);
+  for (c = 0; c < n; c += V::W) {
+    const int64_t left = std::min<int64_t>(n - c, V::W);
+    mul(factor, V::load_part(row + c, left, 0)).store_part(row + c, left);
+  }
+  return {largest, all};
 }
 
 }  // namespace

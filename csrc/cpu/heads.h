@@ -23,14 +23,18 @@ inline void softmax_gradient(const float* weights, int64_t num_kept, float* grad
 class Heads {
  public:
   explicit Heads(const at::Tensor& x)
-      : tensor_(dense_rows(x.to(at::kFloat))), num_heads_(x.size(1)) {}
+      : tensor_(dense_rows(x.to(at::kFloat))),
+        data_(tensor_.data_ptr<float>()),
+        num_heads_(x.size(1)),
+        batch_stride_(tensor_.stride(0)),
+        head_stride_(tensor_.stride(1)),
+        stride_(tensor_.stride(2)) {}
 
   // The first row of head `index` of all b * h.
   float* head(int64_t index) const {
-    return tensor_.data_ptr<float>() + index / num_heads_ * tensor_.stride(0) +
-           index % num_heads_ * tensor_.stride(1);
+    return data_ + index / num_heads_ * batch_stride_ + index % num_heads_ * head_stride_;
   }
-  int64_t stride() const { return tensor_.stride(2); }
+  int64_t stride() const { return stride_; }
 
  private:
   static at::Tensor dense_rows(const at::Tensor& x) {
@@ -38,7 +42,8 @@ class Heads {
     return dense ? x : x.contiguous();
   }
   at::Tensor tensor_;
-  int64_t num_heads_;
+  float* data_;
+  int64_t num_heads_, batch_stride_, head_stride_, stride_;
 };
 
 }  // namespace gptx

@@ -97,11 +97,9 @@ struct RowKernels {
                        float* out, int64_t out_stride);
   // Those of the outputs from begin to end.
   void (*add_weight_gradient)(const WeightGradient& sought, int64_t begin, int64_t end, float* scratch);
-  // The row's largest element, and the sum over exp(row - largest); the sum is NaN where the row
-  // holds NaN or +inf, or only -inf.
-  ExpSum (*sum_of_exp)(const float* row, int64_t n);
-  // row = scale * exp(row - largest)
-  void (*scaled_exp)(float* row, int64_t n, float largest, float scale);
+  // row = softmax(row); returns its largest element of before and the sum over exp(row - largest). All
+  // are NaN but the former where the row holds NaN or +inf, or only -inf.
+  ExpSum (*softmax)(float* row, int64_t n);
   // row += bias, unless that is null; out = gelu(row)
   void (*add_gelu)(float* row, const float* bias, int64_t n, float* out);
   // out = grad * gelu'(row)

@@ -9,8 +9,8 @@
 // not_at_most and unordered, which give one bit per lane; and Eight, a descending list of keys, whose
 // insert returns the one that it drops.
 
-#include "choose_body.h"
 #include "exp_body.h"
+#include "choose_body.h"
 #include "gelu_body.h"
 #include "products_body.h"
 #include "weight_gradient_body.h"
@@ -76,8 +76,8 @@ void add_multiples(float* rows, int64_t stride, const int32_t* kept, const float
 template <class V>
 constexpr RowKernels kernels_of() {
   return {pack<V>,          choose<V>,       weighted_sum<V>,        dot_products<V>,
-          add_multiples<V>, add_products<V>, add_weight_gradient<V>, sum_of_exp<V>,
-          scaled_exp<V>,    add_gelu<V>,     gelu_gradient<V>};
+          add_multiples<V>, add_products<V>, add_weight_gradient<V>, softmax<V>,
+          add_gelu<V>,      gelu_gradient<V>};
 }
 
 }  // namespace

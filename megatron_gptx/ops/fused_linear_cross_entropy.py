@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_gptx.ops.fused_linear import product
-
 # Logits of one block: half a core's second-level cache or more, and a small part of the third's.
 BLOCK = 512 * 1024
 
@@ -46,15 +44,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = max(BLOCK // max(len(weight), 1), 16)
         for first in range(0, len(x), rows):
             block, block_labels = x[first : first + rows], labels[first : first + rows]
-            logits = product(block, weight)
-            loss, sums = torch.ops.gptx.cross_entropy(logits, block_labels, ignored, variant)
-            total += loss
-            if needs_x or needs_weight:
-                torch.ops.gptx.cross_entropy_backward_(
-                    logits, sums, block_labels, 1.0, ignored, variant
-                )
+            logits = torch.ops.gptx.linear(block, weight, None, None)
+            # The logits become their gradient.
+            total += torch.ops.gptx.cross_entropy_(logits, block_labels, ignored, variant)
             if grad_x is not None:
-                grad_x[first : first + rows] = product(logits, weight.t())
+                grad_x[first : first + rows] = torch.ops.gptx.linear(logits, weight.t(), None, None)
             if grad_weight is not None:
                 torch.ops.gptx.add_weight_gradient_(logits, block, grad_weight, None, variant)
         ctx.save_for_backward(grad_x, grad_weight)
@@ -68,18 +62,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def register() -> None:
-    """Tell PyTorch; once, after the library that defines the ops has been loaded."""
-    torch.library.register_fake("gptx::cross_entropy", _forward_shapes)
-    torch.library.register_fake("gptx::cross_entropy_backward_", _backward_shapes)
+    """Tell PyTorch; once, after the library that defines the op has been loaded."""
+    torch.library.register_fake("gptx::cross_entropy_", _shapes)
 
 
-def _forward_shapes(
-    logits: Tensor, labels: Tensor, ignored: int, variant: str = "best"
-) -> tuple[Tensor, Tensor]:
-    return logits.new_empty(()), logits.new_empty(logits.shape[0], 2)
-
-
-def _backward_shapes(
-    logits: Tensor, sums: Tensor, labels: Tensor, scale: float, ignored: int, variant: str = "best"
-) -> None:
-    return None
+def _shapes(logits: Tensor, labels: Tensor, ignored: int, variant: str = "best") -> Tensor:
+    return logits.new_empty(())

@@ -1,7 +1,5 @@
 """Products with a weight matrix, with what follows them in one reading of the result."""
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -9,7 +7,7 @@ from torch.nn import functional
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.ops import Backend
 from megatron_gptx.ops import library
-from megatron_gptx.ops.fused_linear import Activation, FusedLinear
+from megatron_gptx.ops.fused_linear import Activation
 
 # Asked once: a compiler cannot trace the question.
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
@@ -55,8 +53,7 @@ def linear(
                     f"weight must be (f, m) and bias (f,) for x (..., {m}), got "
                     f"{tuple(weight.shape)} and {None if bias is None else tuple(bias.shape)}"
                 )
-            rows = x.reshape(math.prod(x.shape[:-1]), m)
-            return FusedLinear.apply(rows, weight, bias, activation).view(*x.shape[:-1], f)
+            return torch.ops.gptx.linear(x, weight, bias, activation)
         if backend == "fused":
             raise UserError(f"the fused linear cannot run: {reason}; set ops.backend to auto")
     return linear_reference(x, weight, bias, activation=activation)

@@ -6,7 +6,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.ops.fused_linear import FusedLinear
 from megatron_gptx.ops.linear import linear, linear_reference, unsupported
 from tests.numerics import assert_all_as_accurate
 
@@ -55,7 +54,7 @@ def test_the_fused_product_is_as_accurate_as_the_reference(shape, bias, activati
 
 def gelu(x: Tensor, variant: str) -> Tensor:
     """Return the kernel's activation alone: the product with 1 changes nothing."""
-    return FusedLinear.apply(x, torch.ones(1, 1), None, "gelu", variant)
+    return torch.ops.gptx.linear(x, torch.ones(1, 1), None, "gelu", variant)
 
 
 def test_the_activation_is_accurate_everywhere(variant):
@@ -191,6 +190,34 @@ def test_the_fused_product_is_an_error_where_it_cannot_run():
     x = torch.zeros(2, 3, device="meta")
     with pytest.raises(UserError, match="no kernel for the device type meta; set"):
         linear(x, torch.zeros(4, 3, device="meta"), backend="fused")
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_pytorch_knows_shapes_and_gradients_of_the_product(activation, dtype):
+    inputs = random_inputs(4, 3, 5, dtype=dtype)
+    torch.library.opcheck(torch.ops.gptx.linear.default, (*inputs, activation))
+    compiled = torch.compile(linear, backend="aot_eager", fullgraph=True)
+    options = {"activation": activation, "backend": "fused"}
+    for actual, expected in zip(
+        results(compiled, inputs, **options), results(linear, inputs, **options), strict=True
+    ):
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_the_product_is_differentiated_once_only():
+    x, weight = random_inputs(4, 3, 5, bias=False)
+    y = linear(x, weight, backend="fused")
+    with pytest.raises(RuntimeError, match="can be differentiated once only"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_another_activation_is_named():
+    with pytest.raises(RuntimeError, match="activation must be gelu or None, got relu"):
+        torch.ops.gptx.linear(torch.zeros(2, 3), torch.zeros(4, 3), None, "relu")
 
 
 @pytest.mark.usefixtures("kernels")
