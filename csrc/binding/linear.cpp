@@ -2,6 +2,7 @@
 //
 // Every step goes through PyTorch's dispatcher, so that its compiler can see it.
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/_unsafe_view.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/zeros.h>
@@ -72,7 +73,8 @@ at::Tensor rows_of(const at::Tensor& x) { return x.dim() == 1 ? x.unsqueeze(0) :
 at::Tensor like(const at::Tensor& rows, const at::Tensor& x) {
   c10::SymDimVector shape(x.sym_sizes().begin(), x.sym_sizes().end());
   shape.back() = rows.sym_size(1);
-  return rows.view_symint(shape);
+  // No view, which PyTorch would refuse to change in place.
+  return at::_unsafe_view_symint(rows, shape);
 }
 
 // Between the two passes lies what the activation is applied to.
@@ -80,7 +82,7 @@ struct Linear : torch::autograd::Function<Linear> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
                             const OptionalTensor& bias, bool activated, const std::string& variant) {
     context->saved_data["variant"] = variant;
-    context->saved_data["has_bias"] = bias.has_value();
+    context->saved_data["has_bias"] = bias && bias->defined();
     const at::Tensor rows = rows_of(x);
     if (!activated) {
       context->save_for_backward({x, weight});
@@ -95,7 +97,7 @@ struct Linear : torch::autograd::Function<Linear> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
-    TORCH_CHECK(!at::GradMode::is_enabled(), "the fused linear can be differentiated once only");
+    TORCH_CHECK(!at::GradMode::is_enabled(), "the fused linear cannot be differentiated with create_graph: its gradients have none of their own");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &x = saved[0], &weight = saved[1];
     const std::string& variant = context->saved_data["variant"].toStringRef();

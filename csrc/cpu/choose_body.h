@@ -8,8 +8,6 @@
 namespace gptx {
 namespace {
 
-constexpr float kInfinity = __builtin_inff();
-
 // Orders like (z, j): of equal z the larger position is larger. Adding 0 makes -0 the equal of 0.
 inline int64_t rank_key(float z, int64_t position) {
   const float positive_zero = z + 0.0f;
@@ -180,7 +178,7 @@ inline bool reaches(float limit, double slope, double longest_product, int64_t d
 
 // Sorts a few keys in a register, where a branch per comparison would often be mispredicted.
 template <class V>
-void sort_up(int64_t* keys, int64_t num_keys) {
+void sort_few(int64_t* keys, int64_t num_keys) {
   if (num_keys > 8) {
     sort_ascending(keys, num_keys);
     return;
@@ -191,6 +189,34 @@ void sort_up(int64_t* keys, int64_t num_keys) {
   for (int64_t m = 0; m < num_keys; ++m) list.insert(keys[m]);
   list.store(descending);
   for (int64_t m = 0; m < num_keys; ++m) keys[m] = descending[num_keys - 1 - m];
+}
+
+// Some z, none of them NaN, become their softmax; zeros where none is above -inf.
+template <class V>
+void softmax_of_few(float* zs, int64_t num_keys) {
+  float largest = -kInfinity, smallest = kInfinity;
+  for (int64_t m = 0; m < num_keys; ++m) {
+    largest = std::max(largest, zs[m]);
+    smallest = std::min(smallest, zs[m]);
+  }
+  if (smallest - largest > kLeastExponent) {
+    const V minus = V::fill(-largest);
+    for (int64_t m = 0; m < num_keys; m += V::W) {
+      const int64_t left = std::min<int64_t>(num_keys - m, V::W);
+      exp_of(add(V::load_part(zs + m, left, largest), minus)).store_part(zs + m, left);
+    }
+  } else {
+    // exp_of would make 0 of weights that are denormal numbers, and takes no infinities.
+    for (int64_t m = 0; m < num_keys; ++m)
+      zs[m] = largest == -kInfinity ? 0 : std::exp(zs[m] - largest);
+  }
+  double sum = 0;
+  for (int64_t m = 0; m < num_keys; ++m) sum += zs[m];
+  const V divisor = V::fill(sum > 0 ? static_cast<float>(sum) : 1);
+  for (int64_t m = 0; m < num_keys; m += V::W) {
+    const int64_t left = std::min<int64_t>(num_keys - m, V::W);
+    divide(V::load_part(zs + m, left, 0), divisor).store_part(zs + m, left);
+  }
 }
 
 // Writes the keys in ascending order, with their softmax.
@@ -211,32 +237,12 @@ void finish(BestKeys<V>& best, int64_t num_seen, int64_t position, int64_t width
     const uint64_t key = static_cast<uint64_t>(best.keys[m]);
     best.keys[m] = static_cast<int64_t>(key << 32 | key >> 32);
   }
-  sort_up<V>(best.keys, num_kept);
-  float largest = -kInfinity, smallest = kInfinity;
+  sort_few<V>(best.keys, num_kept);
   for (int64_t m = 0; m < num_kept; ++m) {
     kept[m] = static_cast<int32_t>(best.keys[m] >> 32);
     weights[m] = z_of_rank(best.keys[m] << 32);
-    largest = std::max(largest, weights[m]);
-    smallest = std::min(smallest, weights[m]);
   }
-  if (smallest - largest > kLeastExponent) {
-    const V minus = V::fill(-largest);
-    for (int64_t m = 0; m < num_kept; m += V::W) {
-      const int64_t left = std::min<int64_t>(num_kept - m, V::W);
-      exp_of(add(V::load_part(weights + m, left, 0), minus)).store_part(weights + m, left);
-    }
-  } else {
-    // The least weights are not 0, though they have few digits; and infinities are here.
-    for (int64_t m = 0; m < num_kept; ++m)
-      weights[m] = largest == -kInfinity ? 0 : std::exp(weights[m] - largest);
-  }
-  double sum = 0;
-  for (int64_t m = 0; m < num_kept; ++m) sum += weights[m];
-  const V divisor = V::fill(sum > 0 ? static_cast<float>(sum) : 1);
-  for (int64_t m = 0; m < num_kept; m += V::W) {
-    const int64_t left = std::min<int64_t>(num_kept - m, V::W);
-    divide(V::load_part(weights + m, left, 0), divisor).store_part(weights + m, left);
-  }
+  softmax_of_few<V>(weights, num_kept);
 }
 
 // Up to M queries, from `first` on.

@@ -3,6 +3,8 @@
 namespace gptx {
 namespace {
 
+constexpr float kInfinity = __builtin_inff();
+
 // From here up exp(x) is no denormal number.
 constexpr float kLeastExponent = -87;
 
@@ -23,19 +25,18 @@ inline V exp_of(V x) {
   return mul(sum, power_of_two(n));
 }
 
-// The largest of a row.
+// The largest of a row, NaN aside.
 template <class V>
 float largest_of(const float* row, int64_t n) {
-  constexpr float kLowest = -__builtin_inff();
-  V first = V::fill(kLowest), second = first;
+  V first = V::fill(-kInfinity), second = first;
   int64_t c = 0;
   for (; c + 2 * V::W <= n; c += 2 * V::W) {
     first = larger(V::load(row + c), first);
     second = larger(V::load(row + c + V::W), second);
   }
   for (; c < n; c += V::W)
-    first = larger(V::load_part(row + c, std::min<int64_t>(n - c, V::W), kLowest), first);
-  float lanes[V::W], largest = kLowest;
+    first = larger(V::load_part(row + c, std::min<int64_t>(n - c, V::W), -kInfinity), first);
+  float lanes[V::W], largest = -kInfinity;
   larger(first, second).store(lanes);
   for (const float lane : lanes) largest = std::max(largest, lane);
   return largest;
@@ -57,7 +58,7 @@ ExpSum softmax(float* row, int64_t n) {
   }
   for (; c < n; c += V::W) {
     const int64_t left = std::min<int64_t>(n - c, V::W);
-    const V part = exp_of(add(V::load_part(row + c, left, -__builtin_inff()), minus));
+    const V part = exp_of(add(V::load_part(row + c, left, -kInfinity), minus));
     part.store_part(row + c, left);
     total = add(total, part);
   }

@@ -97,8 +97,8 @@ struct RowKernels {
                        float* out, int64_t out_stride);
   // Those of the outputs from begin to end.
   void (*add_weight_gradient)(const WeightGradient& sought, int64_t begin, int64_t end, float* scratch);
-  // row = softmax(row); returns its largest element of before and the sum over exp(row - largest). All
-  // are NaN but the former where the row holds NaN or +inf, or only -inf.
+  // row = softmax(row); returns its largest element of before and the sum over exp(row - largest). The
+  // sum and the row become NaN where the row holds NaN or +inf, or only -inf.
   ExpSum (*softmax)(float* row, int64_t n);
   // row += bias, unless that is null; out = gelu(row)
   void (*add_gelu)(float* row, const float* bias, int64_t n, float* out);

@@ -9,7 +9,8 @@
 // not_at_most and unordered, which give one bit per lane; and Eight, a descending list of keys, whose
 // insert returns the one that it drops.
 
-#include "exp_body.h"
+#include "exp_body.h"  // first: the others use it
+
 #include "choose_body.h"
 #include "gelu_body.h"
 #include "products_body.h"

@@ -45,7 +45,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for first in range(0, len(x), rows):
             block, block_labels = x[first : first + rows], labels[first : first + rows]
             logits = torch.ops.gptx.linear(block, weight, None, None)
-            # The logits become their gradient.
+            # The logits become their gradient, also where nobody asks for it: they end here.
             total += torch.ops.gptx.cross_entropy_(logits, block_labels, ignored, variant)
             if grad_x is not None:
                 grad_x[first : first + rows] = torch.ops.gptx.linear(logits, weight.t(), None, None)

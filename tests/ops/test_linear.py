@@ -207,10 +207,20 @@ def test_pytorch_knows_shapes_and_gradients_of_the_product(activation, dtype):
 
 
 @pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("activation", [None, "gelu"])
+@pytest.mark.parametrize("num_rows", [(4,), (2, 2)])
+def test_the_output_can_be_changed_in_place(num_rows, activation):
+    x, weight, bias = random_inputs(2, 3, 5)
+    y = linear(x.reshape(*num_rows, 3), weight, bias, activation=activation, backend="fused")
+    expected = torch.autograd.grad(y.sum(), weight, retain_graph=True)
+    assert torch.equal(torch.autograd.grad(y.add_(1).sum(), weight)[0], expected[0])
+
+
+@pytest.mark.usefixtures("kernels")
 def test_the_product_is_differentiated_once_only():
     x, weight = random_inputs(4, 3, 5, bias=False)
     y = linear(x, weight, backend="fused")
-    with pytest.raises(RuntimeError, match="can be differentiated once only"):
+    with pytest.raises(RuntimeError, match="cannot be differentiated with create_graph"):
         torch.autograd.grad(y.sum(), x, create_graph=True)
 
 
