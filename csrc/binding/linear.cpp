@@ -97,7 +97,9 @@ struct Linear : torch::autograd::Function<Linear> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
-    TORCH_CHECK(!at::GradMode::is_enabled(), "the fused linear cannot be differentiated with create_graph: its gradients have none of their own");
+    TORCH_CHECK(!at::GradMode::is_enabled(),
+                "the fused linear cannot be differentiated with create_graph: its gradients have none of "
+                "their own");
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &x = saved[0], &weight = saved[1];
     const std::string& variant = context->saved_data["variant"].toStringRef();

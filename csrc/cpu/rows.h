@@ -90,6 +90,9 @@ struct RowKernels {
   // rows[kept[m]] += weights[m] * x
   void (*add_multiples)(float* rows, int64_t stride, const int32_t* kept, const float* weights,
                         const float* x, int64_t num_kept, int64_t d);
+  // Rows of a few floats each, which a call of memcpy for every one would take longer to copy.
+  void (*copy_rows)(const float* from, int64_t from_stride, int64_t num_rows, int64_t d, float* to,
+                    int64_t to_stride);
   // out[m] += sum over n of scale * a(m, n) * rows[n], (num_out, d), where a(m, n) lies m * out_step +
   // n * row_step after a.
   void (*add_products)(const float* a, int64_t out_step, int64_t row_step, int64_t num_out,

@@ -24,18 +24,6 @@ int64_t rows_per_block(int64_t num_rows, int64_t num_keys) {
   return std::min(num_rows, std::clamp<int64_t>(kBlockFloats / num_keys, 16, 256));
 }
 
-// The rows of one head side by side: those of a tensor in which heads alternate would compete for a
-// few sets of the cache.
-void pack(const Heads& x, int64_t head, int64_t num_rows, int64_t d, std::vector<float>& to) {
-  for (int64_t i = 0; i < num_rows; ++i)
-    std::memcpy(to.data() + i * d, x.head(head) + i * x.stride(), d * sizeof(float));
-}
-
-void unpack(const std::vector<float>& from, int64_t head, int64_t num_rows, int64_t d, const Heads& x) {
-  for (int64_t i = 0; i < num_rows; ++i)
-    std::memcpy(x.head(head) + i * x.stride(), from.data() + i * d, d * sizeof(float));
-}
-
 // Copies the gradient of one query's scores, unless it is there already; those of keys that it does
 // not see are constants.
 void copy_seen(const float* from, int64_t first, int64_t stop, int64_t t, float* to) {
@@ -81,9 +69,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> topk_attention_backward(
     std::vector<float> own(dense && !prev_data ? block * t : 0);
     std::vector<float> head_q(s * d), head_k(t * d), head_v(t * d), sums_k(t * d), sums_v(t * d);
     for (int64_t head = begin; head < end; ++head) {
-      pack(queries, head, s, d, head_q);
-      pack(keys, head, t, d, head_k);
-      pack(values, head, t, d, head_v);
+      // Side by side: rows of a tensor in which heads alternate compete for a few sets of the cache.
+      rows.copy_rows(queries.head(head), queries.stride(), s, d, head_q.data(), d);
+      rows.copy_rows(keys.head(head), keys.stride(), t, d, head_k.data(), d);
+      rows.copy_rows(values.head(head), values.stride(), t, d, head_v.data(), d);
       std::fill(sums_k.begin(), sums_k.end(), 0.0f);
       std::fill(sums_v.begin(), sums_v.end(), 0.0f);
       const int32_t* start = starts.batch(head / h);
@@ -98,6 +87,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> topk_attention_backward(
           const float* row_weights = weights_data + row * width;
           const float* row_grad = grad_outs.head(head) + query * grad_outs.stride();
           const int64_t num_kept = num_used(row_kept, width);
+          // What the products below read, has been pushed far away by the layers since.
+          for (int64_t j = 0; dense && j <= position; j += 16) __builtin_prefetch(pairs + i * t + j, 1);
 
           rows.dot_products(head_v.data(), d, row_kept, row_grad, num_kept, d,
                             grad_z.data());
@@ -135,8 +126,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> topk_attention_backward(
                             num_rows - i, d, scale, sums_k.data() + j * d, d);
         }
       }
-      unpack(sums_k, head, t, d, grad_ks);
-      unpack(sums_v, head, t, d, grad_vs);
+      rows.copy_rows(sums_k.data(), d, t, d, grad_ks.head(head), grad_ks.stride());
+      rows.copy_rows(sums_v.data(), d, t, d, grad_vs.head(head), grad_vs.stride());
     }
   });
   return {grad_q.to(q.scalar_type()), grad_k.to(k.scalar_type()), grad_v.to(v.scalar_type())};
