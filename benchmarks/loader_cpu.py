@@ -118,6 +118,8 @@ def theirs(prefix: Path, scale: Scale) -> Iterator[object]:
         sampler=RandomSampler(dataset),
         num_workers=1,
         drop_last=True,
+        # A worker that cannot send a batch says so and goes on: nobody else would ever know.
+        timeout=60,
     )
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     return iter(lambda: list(itertools.islice(batches, scale.accumulation_steps)), [])
