@@ -56,6 +56,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> topk_attention_backward(
   const at::Tensor incoming = dense ? grad_scores->contiguous() : at::Tensor();
   const float* incoming_data = dense ? incoming.data_ptr<float>() : nullptr;
   float* prev_data = grad_prev.defined() ? grad_prev.data_ptr<float>() : nullptr;
+  const bool in_place = dense && prev_data == incoming_data;
   const int32_t* kept_data = kept.data_ptr<int32_t>();
   const float* weights_data = weights.data_ptr<float>();
   const RowStarts starts(selection.row_start, t);
@@ -87,8 +88,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> topk_attention_backward(
           const float* row_weights = weights_data + row * width;
           const float* row_grad = grad_outs.head(head) + query * grad_outs.stride();
           const int64_t num_kept = num_used(row_kept, width);
-          // What the products below read, has been pushed far away by the layers since.
-          for (int64_t j = 0; dense && j <= position; j += 16) __builtin_prefetch(pairs + i * t + j, 1);
+          // The products below read what lies far away by now; where it is copied, the copy fetches it.
+          for (int64_t j = 0; in_place && j <= position; j += 16) __builtin_prefetch(pairs + i * t + j, 1);
 
           rows.dot_products(head_v.data(), d, row_kept, row_grad, num_kept, d,
                             grad_z.data());
