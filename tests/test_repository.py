@@ -18,7 +18,7 @@ TEXTS = SOURCES | {".md", ".yml", ".yaml", ".toml", ".txt", ".sh", ".json", ".cf
 MAX_LINES = 400
 UNTRACKED = {".git", ".venv", ".whl", "runs", "data", "build", "wandb"}
 # Test folders that stand for something else than one package.
-OTHER_ROOMS = {"docker", "end_to_end", "faults", "gpu", "tools", "launches", "golden", "benchmarks"}
+OTHER_ROOMS = {"docker", "end_to_end", "faults", "gpu", "launches", "golden", "benchmarks"}
 
 
 def list_files() -> list[Path]:

@@ -1,37 +1,7 @@
 #!/usr/bin/env python3
-"""Print what a configuration costs: parameters, memory, traffic and arithmetic of every stage."""
-
-import argparse
-import json
-from pathlib import Path
-
-from megatron_gptx.config.errors import UserError
-from megatron_gptx.config.load import load
-from megatron_gptx.costs.plan import make_plan
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "config", type=Path, nargs="+", help="YAML file to plan for; later ones override"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="override one option; may be repeated",
-    )
-    parser.add_argument("--json", action="store_true", help="print exact numbers as JSON")
-    options = parser.parse_args(argv)
-    try:
-        plan = make_plan(load(options.config, options.set))
-    except UserError as error:
-        parser.exit(2, f"{error}\n")
-    print(json.dumps(plan.as_dict(), indent=2) if options.json else plan.table())
-    return 0
-
+"""`gptx plan` from a checkout, which need not be installed or active."""
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from checkout import run
+
+    run("plan")

@@ -8,10 +8,10 @@ import os
 import pytest
 import zstandard
 
+from megatron_gptx.commands.preprocess import main
 from megatron_gptx.data.indexed_dataset import IndexedDataset
 from megatron_gptx.data.manifest import manifest_path, read_manifest
 from megatron_gptx.tokenizer.build import load_tokenizer
-from tools.preprocess_data import main
 
 GOOD = ["the first", "é 漢字 \U0001f600", "the last"]
 BROKEN = "not JSON: Expecting property name enclosed in double quotes"

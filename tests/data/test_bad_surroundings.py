@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_gptx.commands import preprocess as command_line
 from megatron_gptx.data.indexed_dataset import IndexedDataset
 from megatron_gptx.data.manifest import manifest_path, read_manifest
 from megatron_gptx.tokenizer.train import train_byte_level_bpe
-from tools import preprocess_data
 
-ROOT = Path(preprocess_data.__file__).resolve().parents[1]
+ROOT = Path(command_line.__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "preprocess_data.py"
 
 
@@ -41,7 +41,7 @@ def preprocess(folder, capsys):
 
     def preprocess(*arguments, prefix="out/x", tokenizer="bytes"):
         options = ["--tokenizer", str(tokenizer), "--output-prefix", str(prefix)]
-        status = preprocess_data.main([*map(str, arguments), *options])
+        status = command_line.main([*map(str, arguments), *options])
         printed = "".join(capsys.readouterr())
         assert "Traceback" not in printed
         return status, printed

@@ -26,15 +26,14 @@ OPTIONS = Options(append_eod=True)
 UNIT_BYTES = 25_000
 # The tool, cut into small parts, each of which is saved; its arguments follow.
 DRIVER = """\
-import runpy, sys
+import sys
+from megatron_gptx.commands.preprocess import main
 from megatron_gptx.data import preprocess, sources
 divide = sources.divide
 preprocess.divide = lambda files: divide(files, unit_bytes=25_000)
 preprocess._SAVE_SECONDS = 0
 if __name__ == "__main__":
-    tool = sys.argv[1]
-    sys.argv = sys.argv[1:]
-    runpy.run_path(tool, run_name="__main__")
+    sys.exit(main())
 """
 
 
@@ -200,7 +199,7 @@ def test_twenty_kills_at_random_moments_lose_nothing(
     def start(workers):
         return subprocess.Popen(
             [
-                *(sys.executable, str(driver), f"{root}/tools/preprocess_data.py", str(corpus)),
+                *(sys.executable, str(driver), str(corpus)),
                 *("--tokenizer", str(tokenizer_file), "--append-eod"),
                 *("--output-prefix", str(prefix), "--workers", str(workers)),
                 *("--engine", "reference"),  # slow enough to be met at work

@@ -281,14 +281,13 @@ def alive(group):
 
 def test_the_tool_runs_without_torch_and_ftfy(folder):
     code = (
-        "import atexit, os, runpy, sys\n"
+        "import atexit, os, sys\n"
+        "from megatron_gptx.commands.preprocess import main\n"
         "heavy = {'torch', 'transformers', 'ftfy'}\n"
         "atexit.register(lambda: heavy & set(sys.modules) and os._exit(9))\n"
-        "runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+        "sys.exit(main())"
     )
-    python, tool, *arguments = command(folder, "in.jsonl", "--workers", 1)
+    python, _, *arguments = command(folder, "in.jsonl", "--workers", 1)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(
-        [python, "-c", code, tool, *arguments], check=False, env=environment, cwd=folder
-    )
+    run = subprocess.run([python, "-c", code, *arguments], check=False, env=environment, cwd=folder)
     assert run.returncode == 0

@@ -6,16 +6,10 @@ import re
 import numpy as np
 import pytest
 
+from megatron_gptx.commands import inspect, merge, preprocess, split, verify
 from megatron_gptx.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter
 from megatron_gptx.data.mmididx import bin_path
 from megatron_gptx.tokenizer.train import train_byte_level_bpe
-from tools import (
-    inspect_dataset,
-    merge_datasets,
-    preprocess_data,
-    split_dataset,
-    verify_dataset,
-)
 
 
 @pytest.fixture
@@ -26,7 +20,7 @@ def folder(tmp_path, monkeypatch):
     lines = [json.dumps({"text": f"text {i}"}) for i in range(10)]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     arguments = ["in.jsonl", "--tokenizer", "t.json", "--output-prefix", "data", "--append-eod"]
-    assert preprocess_data.main(arguments) == 0
+    assert preprocess.main(arguments) == 0
     return tmp_path
 
 
@@ -44,10 +38,10 @@ def run(folder, capsys):
 
 
 def test_what_was_divided_and_merged_again_is_the_same(run, folder):
-    status, output, _ = run(split_dataset, "data", "--shares", "7,3,0")
+    status, output, _ = run(split, "data", "--shares", "7,3,0")
     assert status == 0
     assert output == "data_train: 7 documents, 49 tokens\ndata_valid: 3 documents, 21 tokens\n"
-    status, output, _ = run(merge_datasets, "data_train", "data_valid", "--output-prefix", "again")
+    status, output, _ = run(merge, "data_train", "data_valid", "--output-prefix", "again")
     assert status == 0
     assert output.splitlines() == [
         "dataset      again",
@@ -55,7 +49,7 @@ def test_what_was_divided_and_merged_again_is_the_same(run, folder):
         "tokens       70 as uint16",
     ]
     assert bin_path("again").read_bytes() == bin_path("data").read_bytes()
-    status, output, _ = run(verify_dataset, "data", "again", "data_valid", "--tokenizer", "t.json")
+    status, output, _ = run(verify, "data", "again", "data_valid", "--tokenizer", "t.json")
     assert status == 0
     checked = "checked: sizes and pointers, ids below 257, document ends, checksums, tokenizer"
     assert output.splitlines()[0] == f"data: 10 documents, 70 tokens; {checked}"
@@ -63,7 +57,7 @@ def test_what_was_divided_and_merged_again_is_the_same(run, folder):
 
 
 def test_a_share_without_documents_is_said(run):
-    status, output, message = run(split_dataset, "data", "--shares", "1,0", "--output-prefix", "p")
+    status, output, message = run(split, "data", "--shares", "1,0", "--output-prefix", "p")
     assert (status, output) == (0, "p_train: 10 documents, 70 tokens\n")
     assert message == "p_valid: no document falls to it\n"
 
@@ -74,7 +68,7 @@ def test_a_damaged_dataset_is_found_and_the_others_are_looked_at_all_the_same(ru
     content = bytearray(bin_path("data").read_bytes())
     content[-1] ^= 1
     bin_path("data").write_bytes(content)
-    status, output, message = run(verify_dataset, "absent", "data", "plain")
+    status, output, message = run(verify, "absent", "data", "plain")
     assert status == 2
     assert output == "plain: 1 documents, 1 tokens; checked: sizes and pointers, ids not negative\n"
     lines = message.splitlines()
@@ -86,17 +80,17 @@ def test_a_damaged_dataset_is_found_and_the_others_are_looked_at_all_the_same(ru
 @pytest.mark.parametrize(
     ("tool", "arguments", "message"),
     [
-        (merge_datasets, ["absent", "--output-prefix", "x"], "absent.idx: no such file"),
-        (merge_datasets, ["data", "--output-prefix", "data"], "data: is an input as well"),
-        (split_dataset, ["absent", "--shares", "1"], "absent.idx: no such file"),
-        (split_dataset, ["data", "--shares", "a,b"], "must be numbers such as 969,30,1, got 'a,b'"),
-        (split_dataset, ["data", "--shares", "0,0"], "must be numbers such as"),
-        (split_dataset, ["data", "--shares=-1,2"], "must be numbers such as"),
-        (split_dataset, ["data", "--shares", "1,1,1,1"], "4 parts, but --names names 'train,"),
-        (split_dataset, ["data", "--shares", "1,1", "--names", "a,a"], "--names names 'a,a'"),
-        (split_dataset, ["data", "--shares", "1,1", "--names", "a/b,c"], "no slash, got 'a/b,c'"),
-        (verify_dataset, ["data", "--vocab-size", "0"], "is outside the vocabulary of 0"),
-        (verify_dataset, ["data", "--tokenizer", "no.json"], "no.json: no such tokenizer"),
+        (merge, ["absent", "--output-prefix", "x"], "absent.idx: no such file"),
+        (merge, ["data", "--output-prefix", "data"], "data: is an input as well"),
+        (split, ["absent", "--shares", "1"], "absent.idx: no such file"),
+        (split, ["data", "--shares", "a,b"], "must be numbers such as 969,30,1, got 'a,b'"),
+        (split, ["data", "--shares", "0,0"], "must be numbers such as"),
+        (split, ["data", "--shares=-1,2"], "must be numbers such as"),
+        (split, ["data", "--shares", "1,1,1,1"], "4 parts, but --names names 'train,"),
+        (split, ["data", "--shares", "1,1", "--names", "a,a"], "--names names 'a,a'"),
+        (split, ["data", "--shares", "1,1", "--names", "a/b,c"], "no slash, got 'a/b,c'"),
+        (verify, ["data", "--vocab-size", "0"], "is outside the vocabulary of 0"),
+        (verify, ["data", "--tokenizer", "no.json"], "no.json: no such tokenizer"),
     ],
 )
 def test_mistakes_give_one_message_and_status_2(run, tool, arguments, message):
@@ -110,10 +104,10 @@ def test_mistakes_give_one_message_and_status_2(run, tool, arguments, message):
 @pytest.mark.parametrize(
     ("tool", "arguments", "step"),
     [
-        (merge_datasets, ["data", "--output-prefix", "x"], "merge"),
-        (split_dataset, ["data", "--shares", "1"], "write_pieces"),
-        (inspect_dataset, ["data"], "token_counts"),
-        (verify_dataset, ["data"], "all_problems"),
+        (merge, ["data", "--output-prefix", "x"], "merge"),
+        (split, ["data", "--shares", "1"], "write_pieces"),
+        (inspect, ["data"], "token_counts"),
+        (verify, ["data"], "all_problems"),
     ],
 )
 def test_an_interruption_is_one_line_and_status_130(run, monkeypatch, tool, arguments, step):
@@ -129,9 +123,9 @@ def test_an_interruption_is_one_line_and_status_130(run, monkeypatch, tool, argu
 
 def test_a_system_s_error_is_said_without_its_number(run):
     for tool, arguments in (
-        (merge_datasets, ["data", "--output-prefix", "t.json/x"]),
-        (split_dataset, ["data", "--shares", "1", "--output-prefix", "t.json/x"]),
-        (preprocess_data, ["in.jsonl", "--tokenizer", "t.json", "--output-prefix", "t.json/x"]),
+        (merge, ["data", "--output-prefix", "t.json/x"]),
+        (split, ["data", "--shares", "1", "--output-prefix", "t.json/x"]),
+        (preprocess, ["in.jsonl", "--tokenizer", "t.json", "--output-prefix", "t.json/x"]),
     ):
         status, _, printed = run(tool, *arguments)
         assert status == 2

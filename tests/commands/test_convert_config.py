@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_gptx.commands.convert import main
 from megatron_gptx.config.load import load
-from tools.convert_config import main
 
 COMPLETE = """\
 num-layers: 2

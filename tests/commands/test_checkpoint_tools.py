@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from megatron_gptx.checkpoint.layout import lock
+from megatron_gptx.commands import checkpoints, prune
 from tests.checkpoints import flip
 from tests.runs import start, tiny_config, train, write_corpus
-from tools import inspect_checkpoint, prune_checkpoints
 
-ROOT = Path(inspect_checkpoint.__file__).resolve().parents[1]
+ROOT = Path(checkpoints.__file__).resolve().parents[2]
 WEIGHTS_FILE = "weights/layer-002.safetensors"
 
 
@@ -61,7 +61,7 @@ def left(run_dir: str) -> list[str]:
 
 
 def test_a_list_says_of_each_checkpoint_what_it_is(run, runs):
-    status, output, message = run(inspect_checkpoint, "list", "two")
+    status, output, message = run(checkpoints, "list", "two")
     assert (status, message) == (0, "")
     header, *rows = output.splitlines()
     assert header.split() == ["step", "saved", "size", "layout", "precision", "loss", "files"]
@@ -77,7 +77,7 @@ def test_a_list_names_what_is_damaged_and_ends_with_an_error(run, runs):
     (step("one", 3) / "stray").touch()
     (runs / "one" / "checkpoints" / "latest").write_text("step-00000009")
     (runs / "one" / "metrics.jsonl").write_text('{"step": 1, "loss": null}\n[]\n{"st')
-    status, output, message = run(inspect_checkpoint, "list", "one")
+    status, output, message = run(checkpoints, "list", "one")
     assert status == 2
     first, second, third = output.splitlines()[1:]
     assert first.endswith(f"{step('one', 1)}/{WEIGHTS_FILE} is missing")
@@ -87,7 +87,7 @@ def test_a_list_names_what_is_damaged_and_ends_with_an_error(run, runs):
 
 
 def test_verifying_reads_every_file(run, runs):
-    status, output, message = run(inspect_checkpoint, "verify", "two")
+    status, output, message = run(checkpoints, "verify", "two")
     assert (status, message) == (0, "")
     assert [line.partition(":")[0] for line in output.splitlines()] == [
         str(step("two", number)) for number in (1, 2, 3)
@@ -100,7 +100,7 @@ def test_verifying_names_every_damaged_file(run, runs):
     flip(step("two", 2) / "weights/layer-003.safetensors")
     (step("two", 2) / "stray").touch()
     flip(step("two", 3) / "manifest.sha256")
-    status, output, message = run(inspect_checkpoint, "verify", "two")
+    status, output, message = run(checkpoints, "verify", "two")
     assert status == 2
     changed = "has changed since it was saved"
     assert message.splitlines() == [
@@ -110,12 +110,12 @@ def test_verifying_names_every_damaged_file(run, runs):
         f"{step('two', 3)}/manifest.json {changed} (manifest.sha256 does not match)",
     ]
     assert ", 3 of them damaged" in output
-    assert run(inspect_checkpoint, "verify", step("two", 1))[0] == 0
-    assert run(inspect_checkpoint, "verify", step("two", 2))[0] == 2
+    assert run(checkpoints, "verify", step("two", 1))[0] == 0
+    assert run(checkpoints, "verify", step("two", 2))[0] == 2
 
 
 def test_checkpoints_of_two_layouts_are_compared_tensor_by_tensor(run, runs):
-    status, output, message = run(inspect_checkpoint, "diff", "one", step("two", 3))
+    status, output, message = run(checkpoints, "diff", "one", step("two", 3))
     assert message == ""
     lines = output.splitlines()
     tensors = [line for line in lines if line.startswith("layer ")]
@@ -125,11 +125,11 @@ def test_checkpoints_of_two_layouts_are_compared_tensor_by_tensor(run, runs):
     assert "config     parallel.pipeline_stages 1 -> 2" in lines
     assert lines[-1] == f"{len(tensors)} of {len(tensors)} tensors are equal"
     assert status == 1  # for the configurations differ
-    assert run(inspect_checkpoint, "diff", "one", "one")[0] == 0
+    assert run(checkpoints, "diff", "one", "one")[0] == 0
 
 
 def test_a_difference_of_two_steps_is_measured(run, runs):
-    status, output, _ = run(inspect_checkpoint, "diff", step("one", 1), step("two", 2))
+    status, output, _ = run(checkpoints, "diff", step("one", 1), step("two", 2))
     assert status == 1
     assert "state      step 1 -> 2" in output
     measured = re.findall(r"largest difference (\S+), relative (\S+)", output)
@@ -143,7 +143,7 @@ def test_a_difference_of_two_steps_is_measured(run, runs):
 def test_what_only_one_of_two_checkpoints_has_is_said(run, runs, trained):
     options = {"training__steps": 1, "precision": "bf16", "model__num_layers": 2}
     train(tiny_config(trained, runs / "bf16", **options))
-    _, output, _ = run(inspect_checkpoint, "diff", "one", "bf16")
+    _, output, _ = run(checkpoints, "diff", "one", "bf16")
     assert re.search(r"\bfp32 +only in the second\n", output)
     assert re.search(r"layer 5 .* weight +only in the first\n", output)
     assert "config     model.num_layers 4 -> 2" in output
@@ -151,19 +151,19 @@ def test_what_only_one_of_two_checkpoints_has_is_said(run, runs, trained):
 
 def test_a_damaged_checkpoint_is_not_compared(run, runs):
     flip(step("two", 3) / WEIGHTS_FILE)
-    status, output, message = run(inspect_checkpoint, "diff", "one", "two")
+    status, output, message = run(checkpoints, "diff", "one", "two")
     assert (status, output.count("layer ")) == (2, 0)
     assert f"is damaged: {step('two', 3)}/{WEIGHTS_FILE} has changed" in message
 
 
 @pytest.mark.parametrize("action", [["list"], ["verify"], ["diff", "one"]])
 def test_a_folder_without_checkpoints_is_a_mistake(run, runs, action):
-    status, _, message = run(inspect_checkpoint, *action, "nowhere")
+    status, _, message = run(checkpoints, *action, "nowhere")
     assert (status, message) == (2, "nowhere holds no checkpoint\n")
 
 
 def test_pruning_keeps_what_it_is_asked_to(run, runs):
-    arguments = [prune_checkpoints, "two", "--keep-last", 1, "--keep-step", 1]
+    arguments = [prune, "two", "--keep-last", 1, "--keep-step", 1]
     status, output, _ = run(*arguments, "--dry-run")
     assert (status, output) == (0, f"would delete {step('two', 2)}\n")
     assert len(left("two")) == 4
@@ -174,7 +174,7 @@ def test_pruning_keeps_what_it_is_asked_to(run, runs):
         "kept step-00000001, step-00000003",
     ]
     assert left("two") == ["latest", "step-00000001", "step-00000003"]
-    assert run(prune_checkpoints, "one", "--keep-last", 1, "--keep-every", 2)[0] == 0
+    assert run(prune, "one", "--keep-last", 1, "--keep-every", 2)[0] == 0
     assert left("one") == ["latest", "step-00000002", "step-00000003"]
 
 
@@ -184,7 +184,7 @@ def test_pruning_leaves_what_latest_names_and_what_it_does_not_own(run, runs):
     (folder / "best").mkdir()
     shutil.move(step("two", 1), runs / "moved")
     step("two", 1).symlink_to(runs / "moved")
-    status, _, message = run(prune_checkpoints, "two", "--keep-last", 1)
+    status, _, message = run(prune, "two", "--keep-last", 1)
     assert (status, message) == (1, f"{step('two', 1)} could not be deleted\n")
     assert left("two") == ["best", "latest", "step-00000001", "step-00000002", "step-00000003"]
     assert (runs / "moved" / WEIGHTS_FILE).exists()
@@ -197,7 +197,7 @@ def test_pruning_goes_on_after_a_failed_delete(run, runs):
         pytest.skip("mounting is not permitted here")
     hidden = step("two", 1).with_name("step-00000001.deleted.partial")
     try:
-        status, output, message = run(prune_checkpoints, "two", "--keep-last", 1)
+        status, output, message = run(prune, "two", "--keep-last", 1)
     finally:
         mounted = hidden if hidden.exists() else step("two", 1)
         subprocess.run(["umount", "--lazy", str(mounted / "weights")], check=True)
@@ -209,7 +209,7 @@ def test_pruning_goes_on_after_a_failed_delete(run, runs):
 
 def test_pruning_waits_for_no_run_and_disturbs_none(run, runs):
     held = lock(runs / "two" / "checkpoints")
-    status, _, message = run(prune_checkpoints, "two", "--keep-last", 1)
+    status, _, message = run(prune, "two", "--keep-last", 1)
     assert (status, len(left("two"))) == (2, 4)
     assert "two/checkpoints is in use by another run" in message
     held.close()
@@ -221,20 +221,20 @@ def test_pruning_does_nothing_where_latest_names_no_checkpoint(run, runs, conten
     pointer.unlink()
     if content is not None:
         pointer.write_text(content)
-    status, output, message = run(prune_checkpoints, "two", "--keep-last", 1)
+    status, output, message = run(prune, "two", "--keep-last", 1)
     assert (status, output) == (2, "")
     assert "latest" in message
     assert len(left("two")) >= 3
 
 
 def test_pruning_makes_no_folder_for_a_run_that_is_none(run, runs):
-    status, _, message = run(prune_checkpoints, "nowhere", "--keep-last", 1)
+    status, _, message = run(prune, "nowhere", "--keep-last", 1)
     assert (status, message) == (2, "nowhere holds no checkpoint\n")
     assert not (runs / "nowhere").exists()
 
 
 def test_a_pruned_run_goes_on(run, runs, trained):
-    assert run(prune_checkpoints, "two", "--keep-last", 1)[0] == 0
+    assert run(prune, "two", "--keep-last", 1)[0] == 0
     options = {"training__steps": 4, "parallel__pipeline_stages": 2}
     assert start(tiny_config(trained, runs / "two", **options)) == [0, 0]
     assert "step-00000004" in left("two")

@@ -1,0 +1,245 @@
+"""Turn raw text into a token dataset: PREFIX.bin and PREFIX.idx, with PREFIX.d/manifest.json.
+
+NAME.jsonl, also as .gz or .zst, holds one document per line, NAME.parquet one per row; every other
+file is one document. A folder stands for the files below it that match --glob. URLs, wildcards,
+datasets:NAME of the `datasets` library, and - for lines from standard input are inputs as well.
+
+    tools/preprocess_data.py corpus.jsonl --tokenizer tokenizer.json --output-prefix data/corpus \\
+        --append-eod --workers 8
+    tools/preprocess_data.py src/ --glob '*.py' --tokenizer tokenizer.json --output-prefix data/src
+
+Stopped, by whatever, it goes on where it was when the same command is given again.
+"""
+
+import argparse
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_gptx.config.errors import UserError, describe
+from megatron_gptx.data.sources import DEFAULT_GLOBS, InputFile, find_files
+from megatron_gptx.data.spool import STDIN, spooled
+from megatron_gptx.data.workers import import_ahead
+
+if TYPE_CHECKING:
+    from megatron_gptx.data.preprocess import Outcome
+
+_SHOWN = 10
+# Options of GPT-NeoX and Megatron-LM that decide nothing here.
+_NO_EFFECT = (
+    "--tokenizer-type",
+    "--dataset-impl",
+    "--log-interval",
+    "--partitions",
+    "--num-docs",
+    "--vocab-size",
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool; return its exit status."""
+    args = _parser().parse_args(argv)
+    for name in _NO_EFFECT:
+        if getattr(args, name[2:].replace("-", "_")) is not None:
+            print(f"{name} has no effect here", file=sys.stderr)
+    prefixes: dict[str, Path] = {}
+    waiting: list[str] = []
+    try:
+        prefixes = _prefixes(args)
+        if args.workers > 1:
+            import_ahead("megatron_gptx.data.encode")
+        with ExitStack() as stack:
+            files = _inputs(args, stack)
+            waiting += prefixes
+            while waiting:
+                key = waiting.pop(0)
+                _make_dataset(args, files, key, prefixes[key])
+    except (UserError, OSError) as error:
+        print(describe(error), file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    else:
+        return 0
+    for prefix in prefixes.values():
+        if Path(f"{prefix}.d", "progress.json").exists():
+            print(f"{prefix}.d keeps what is done: the same command goes on", file=sys.stderr)
+    for key in waiting:
+        print(f"not begun: {prefixes[key]}, of the key {key!r}", file=sys.stderr)
+    return status
+
+
+def _prefixes(args: argparse.Namespace) -> dict[str, Path]:
+    """Return the prefix of each key's dataset."""
+    keys = list(dict.fromkeys(args.json_keys or ["text"]))
+    if len(keys) == 1:
+        return {keys[0]: args.output_prefix}
+    if apart := [key for key in keys if "/" in key]:
+        raise UserError(
+            f"--json-key {apart[0]}: would be part of a file's name, which has no slash; give this "
+            "key by itself, with an --output-prefix of its own"
+        )
+    return {key: Path(f"{args.output_prefix}_{key}") for key in keys}
+
+
+def _inputs(args: argparse.Namespace, stack: ExitStack) -> list[InputFile]:
+    inputs = args.input + [part for given in args.inputs for part in given.split(",")]
+    piped = STDIN in inputs
+    inputs = [given for given in inputs if given != STDIN]
+    files = []
+    if inputs or args.list_file or not piped:
+        files = find_files(inputs, globs=args.glob or DEFAULT_GLOBS, lists=args.list_file)
+    if piped:
+        files.append(stack.enter_context(spooled(Path(f"{args.output_prefix}.d"))))
+    return files
+
+
+def _make_dataset(args: argparse.Namespace, files: list[InputFile], key: str, prefix: Path) -> None:
+    # Not before the workers' imports have begun: they take a quarter of a second, beside these.
+    from megatron_gptx.data.encode import Options, Vocabulary
+    from megatron_gptx.data.preprocess import preprocess
+
+    options = Options(
+        json_key=key,
+        append_eod=args.append_eod,
+        ftfy=args.ftfy,
+        special_tokens=args.special_tokens_in_text,
+        longest_document=args.longest_document,
+        stop_on_error=args.on_error == "stop",
+        eod_token=args.eod_token,
+    )
+    started_at = time.perf_counter()
+    outcome = preprocess(
+        files,
+        prefix,
+        Vocabulary(args.tokenizer, args.merge_file),
+        options,
+        workers=args.workers,
+        overwrite=args.overwrite,
+        engine=args.engine,
+    )
+    if outcome is None:
+        print(f"{prefix}: up to date")
+    else:
+        _print_summary(prefix, files, outcome, time.perf_counter() - started_at)
+
+
+def _print_summary(
+    prefix: Path, files: list[InputFile], outcome: "Outcome", seconds: float
+) -> None:
+    summary = outcome.summary
+    num_rejected = sum(summary.rejected.values())
+    for example in summary.rejected_examples[:_SHOWN]:
+        print(f"rejected {example}", file=sys.stderr)
+    if num_rejected > _SHOWN:
+        print(f"and more: {prefix}.d/manifest.json names up to 100", file=sys.stderr)
+    print(f"dataset      {prefix}")
+    print(f"documents    {summary.num_documents:,} from {len(files):,} files")
+    ratio = summary.tokens_per_byte
+    print(f"tokens       {summary.num_tokens:,} ({ratio:.3f} tokens per byte)")
+    print(f"empty        {summary.empty:,} skipped")
+    print(f"repaired     {summary.repaired:,} with characters that are not Unicode")
+    reasons = "; ".join(f"{count:,} {reason}" for reason, count in summary.rejected.items())
+    print(f"rejected     {num_rejected:,}{f' ({reasons})' if reasons else ''}")
+    print(f"engine       {outcome.engine}{f' ({outcome.reason})' if outcome.reason else ''}")
+    if outcome.resumed_parts:
+        print(f"resumed      after {outcome.resumed_parts:,} of {outcome.num_parts:,} parts")
+        print(f"time         {seconds:.1f} s for the rest")
+    else:
+        num_bytes = sum(file.num_bytes for file in files)
+        speed = f"{num_bytes / 1e6 / seconds:.1f} MB/s"
+        print(
+            f"time         {seconds:.1f} s, {speed}, {summary.num_tokens / seconds:,.0f} tokens/s"
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", nargs="*", help="files, folders, wildcards, URLs, or -")
+    parser.add_argument(
+        "--input", action="append", default=[], dest="inputs", metavar="FILE[,FILE]",
+        help="the same, as GPT-NeoX and Megatron-LM have it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--list-file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="file with one input path per line, relative to the current folder",
+    )
+    parser.add_argument(
+        "--glob",
+        action="append",
+        help=f"which files of a folder to take; repeatable (default: {' '.join(DEFAULT_GLOBS)})",
+    )
+    keys = parser.add_argument_group("which text")
+    keys.add_argument(
+        "--json-key", action="append", dest="json_keys", metavar="KEY",
+        help="key, or column, of the text (default: text); each of several makes a dataset of its "
+        "own, PREFIX_KEY",
+    )  # fmt: skip
+    keys.add_argument(
+        "--json-keys", "--jsonl-keys", action="extend", dest="json_keys", nargs="+", metavar="KEY",
+        help="several of them, as GPT-NeoX and Megatron-LM have it",
+    )  # fmt: skip
+    keys.add_argument(
+        "--ftfy", nargs="?", const="full", choices=("full", "mojibake"),
+        help="repair text with ftfy: in full, which also rewrites quotes and entities and so "
+        "changes code, or only what was decoded wrongly (without a value: full)",
+    )  # fmt: skip
+    keys.add_argument(
+        "--special-tokens-in-text", choices=("text", "keep", "error"), default="text",
+        help="what <|endoftext|> in a text becomes: characters like any other, its id, or a "
+        "rejected document (default: text)",
+    )  # fmt: skip
+    keys.add_argument(
+        "--longest-document", type=_positive, default=1 << 30, metavar="BYTES",
+        help="reject what is longer: a document must fit into memory several times "
+        "(default: 1 GiB)",
+    )  # fmt: skip
+    keys.add_argument(
+        "--on-error",
+        choices=("skip", "stop"),
+        default="skip",
+        help="what to do with a malformed line or an unreadable file (default: skip, and report)",
+    )
+    ids = parser.add_argument_group("which ids")
+    ids.add_argument(
+        "--tokenizer", "--tokenizer-model", "--vocab-file", required=True, metavar="FILE",
+        help="tokenizer.json, GPT-2's vocab.json, SentencePiece's NAME.model, NAME.tiktoken, or "
+        "bytes",
+    )  # fmt: skip
+    ids.add_argument("--merge-file", metavar="FILE", help="GPT-2's merges.txt")
+    ids.add_argument(
+        "--append-eod", action="store_true", help="end every document with the end-of-document id"
+    )
+    ids.add_argument(
+        "--eod-token", help="name of that token (default: the first usual one, <|endoftext|>, ...)"
+    )
+    ids.add_argument(
+        "--engine", choices=("auto", "gigatoken", "reference"), default="auto",
+        help="what encodes: gigatoken where its ids are found equal, or the tokenizer's own "
+        "library (default: auto)",
+    )  # fmt: skip
+    parser.add_argument("--output-prefix", type=Path, required=True, metavar="PREFIX")
+    parser.add_argument(
+        "--workers", type=_positive, default=1, help="processes (default: 1); any gives equal bytes"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a dataset made from something else"
+    )
+    for name in _NO_EFFECT:
+        parser.add_argument(name, help=argparse.SUPPRESS)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
