@@ -23,7 +23,7 @@ COPY docker/install.sh docker/install.sh
 RUN docker/install.sh system
 
 # Only what names the requirements: a change of the sources keeps this layer and the next.
-COPY pyproject.toml constraints.txt README.md ./
+COPY pyproject.toml setup.py constraints.txt README.md ./
 COPY megatron_gptx/__init__.py megatron_gptx/__init__.py
 RUN docker/install.sh requirements
 

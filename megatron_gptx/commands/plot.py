@@ -7,8 +7,8 @@ from pathlib import Path
 from megatron_gptx.config.errors import UserError, why
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
     parser.add_argument("--output", type=Path, help="picture to write (RUN_DIR/loss.png)")
     parser.add_argument(
