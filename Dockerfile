@@ -40,6 +40,8 @@ COPY --chown=${USER_ID} . .
 
 USER ${USER_ID}
 VOLUME ["/workspace/data", "/workspace/runs"]
+# Says what to do where a bound folder belongs to somebody else.
+ENTRYPOINT ["/workspace/docker/entrypoint.sh"]
 # NCCL and the loader's workers exchange tensors through /dev/shm, and Docker's 64 MB are too few:
 # docker run --gpus all --init --shm-size 8g ...
 CMD ["./deepy.py", "train.py", "configs/1B-v100x2.yml", "--dry-run"]
