@@ -76,7 +76,9 @@ def _draw_lengths(dataset: IndexedDataset, path: Path) -> None:
     try:
         import matplotlib
     except ImportError as error:
-        raise UserError("--png needs the package matplotlib") from error
+        raise UserError(
+            "--png needs the package matplotlib: pip install 'megatron_gptx[gpu]'"
+        ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

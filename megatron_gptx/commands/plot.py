@@ -38,7 +38,12 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
 
 def draw(runs: dict[Path, list[dict[str, float]]], output: Path, entropy: float | None) -> None:
     """Write a picture of training and validation loss over tokens."""
-    import matplotlib
+    try:
+        import matplotlib  # an extra
+    except ImportError:
+        raise UserError(
+            "a picture needs the package matplotlib: pip install 'megatron_gptx[gpu]'"
+        ) from None
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
