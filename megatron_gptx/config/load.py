@@ -52,7 +52,6 @@ def load_with_sources(paths: Sequence[Path], overrides: Sequence[str] = ()) -> L
     """Return the configuration as `load` does, with the source of every option's value."""
     if not paths:
         raise ConfigError("name at least one configuration file, such as configs/quickstart.yml")
-    paths = [find_config(path) for path in paths]
     document = _merge(_read_all(paths, overrides))
     try:
         config = Config.model_validate(document.values)
@@ -72,7 +71,7 @@ def load_with_sources(paths: Sequence[Path], overrides: Sequence[str] = ()) -> L
 
 def _read_all(paths: Sequence[Path], overrides: Sequence[str]) -> list[Document]:
     readers = [
-        *(partial(read_file, Path(path)) for path in paths),
+        *(partial(read_file, find_config(Path(path))) for path in paths),
         *(partial(read_override, text) for text in overrides),
     ]
     documents: list[Document] = []
