@@ -30,7 +30,7 @@ class FillInTheMiddleConfig(Section):
 
 
 class DataConfig(Section):
-    """Token datasets made by tools/preprocess_data.py, and how they become samples."""
+    """Token datasets made by `gptx preprocess`, and how they become samples."""
 
     train: Blend | None = Field(
         None,
@@ -70,7 +70,7 @@ class DataConfig(Section):
     fill_in_the_middle: FillInTheMiddleConfig = Field(default_factory=FillInTheMiddleConfig)
     tokenizer: str | None = Field(
         None,
-        description="What tools/preprocess_data.py takes as `--tokenizer`: tokenizer.json, GPT-2's "
+        description="What `gptx preprocess` takes as `--tokenizer`: tokenizer.json, GPT-2's "
         "vocab.json, NAME.model, NAME.tiktoken or `bytes`. For generation, for checking "
         "vocab_size, and for the ids of `fill_in_the_middle`.",
     )

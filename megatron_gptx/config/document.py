@@ -23,6 +23,8 @@ which win over all files:
 ./deepy.py train.py configs/1B.yml configs/overlays/one-gpu.yml --set optimizer.lr=1e-4
 ```
 
+- A name that is no file here is looked up among the configurations that come with the package:
+  `configs/1B.yml`, or `1B`.
 - Sections are merged key by key; every other value, lists included, is replaced as a whole.
 - Numbers may be written `100000`, `1e5` or `3e-4`. `true` and `false` are the only booleans: `on`,
   `off`, `yes` and `no` are text. The text after `=` in `--set` is read by the same rules, so lists

@@ -13,6 +13,7 @@ from megatron_gptx.config.messages import describe_error, report, suggested_key
 from megatron_gptx.config.options import walk_options
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.section import Section
+from megatron_gptx.config.shipped import find_config
 from megatron_gptx.config.yaml_reader import (
     Document,
     KeyPath,
@@ -37,6 +38,7 @@ class Loaded(NamedTuple):
 def load(paths: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
     """Return the configuration that files and overrides make together.
 
+    A name that is no file here may be that of a shipped configuration: `configs/1B.yml`, or `1B`.
     Files are merged left to right: mappings key by key, everything else is replaced. Overrides of
     the form `section.key=value`, the value in YAML, win over all files.
 
@@ -69,7 +71,7 @@ def load_with_sources(paths: Sequence[Path], overrides: Sequence[str] = ()) -> L
 
 def _read_all(paths: Sequence[Path], overrides: Sequence[str]) -> list[Document]:
     readers = [
-        *(partial(read_file, Path(path)) for path in paths),
+        *(partial(read_file, find_config(Path(path))) for path in paths),
         *(partial(read_override, text) for text in overrides),
     ]
     documents: list[Document] = []

@@ -58,7 +58,7 @@ def missing(prefix: PathLike, path: Path) -> str:
     message = f"{path}: no such file; dataset {os.fspath(prefix)!r} needs its .bin and its .idx"
     if Path(prefix).suffix in (".bin", ".idx"):
         return f"{message}; give the prefix without {Path(prefix).suffix!r}"
-    return f"{message}, which tools/preprocess_data.py makes"
+    return f"{message}, which gptx preprocess makes"
 
 
 def read_header(path: Path, index: mmap.mmap | bytes) -> tuple[np.dtype, int, int]:

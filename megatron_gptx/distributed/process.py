@@ -73,7 +73,7 @@ def name_rank(variables: MutableMapping[str, str], launch: LaunchConfig) -> None
     for name, others in _RANK_VARIABLES.items():
         found = [variables[key] for key in (name, *others) if key in variables]
         if not found:
-            raise UserError(f"{name} is not set: ranks are started by ./deepy.py train.py CONFIG")
+            raise UserError(f"{name} is not set: ranks are started by gptx train CONFIG")
         variables[name] = found[0]
     if launch.master_addr is not None:
         variables.setdefault("MASTER_ADDR", launch.master_addr)

@@ -1,4 +1,4 @@
-"""Validation loss of a run's newest checkpoint: ./deepy.py evaluate.py CONFIG"""
+"""Validation loss of a run's newest checkpoint."""
 
 import argparse
 import itertools
@@ -22,9 +22,9 @@ from megatron_gptx.launcher.devices import local_device
 from megatron_gptx.model.sequential import GPTXSequential
 
 
-def main() -> int:
+def main(prog: str | None = None) -> int:
     """Print the loss; the launcher passes the configuration."""
-    parser = argparse.ArgumentParser(prog="./deepy.py evaluate.py CONFIG", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False)
     parser.add_argument("--config", required=True, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()

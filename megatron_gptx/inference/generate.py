@@ -1,4 +1,4 @@
-"""Continue a prompt: ./deepy.py generate.py CONFIG --prompt TEXT"""
+"""The continuation of a prompt by a run's newest checkpoint."""
 
 import argparse
 import sys
@@ -18,9 +18,9 @@ from megatron_gptx.model.sequential import GPTXSequential
 from megatron_gptx.tokenizer.build import load_tokenizer
 
 
-def main() -> int:
+def main(prog: str | None = None) -> int:
     """Print a continuation; the launcher passes the configuration."""
-    parser = argparse.ArgumentParser(prog="./deepy.py generate.py CONFIG", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False)
     parser.add_argument("--config", required=True, help=argparse.SUPPRESS)
     parser.add_argument("--prompt", required=True, help="text to continue")
     parser.add_argument("--output", type=Path, help="also write prompt and continuation here")

@@ -1,4 +1,7 @@
-"""./deepy.py SCRIPT CONFIG [CONFIG ...] [--set section.key=value ...] [--dry-run] [ARGUMENT ...]"""
+"""SCRIPT CONFIG [CONFIG ...] [--set section.key=value ...] [--dry-run] [ARGUMENT ...]
+
+`./deepy.py` takes these words in a checkout, `gptx` where the package is installed.
+"""
 
 import argparse
 import os
@@ -30,15 +33,18 @@ from megatron_gptx.launcher.run import explain, run
 from megatron_gptx.launcher.slurm import requeue, slurm_job, started_before
 
 USAGE = """\
-usage: ./deepy.py SCRIPT CONFIG [CONFIG ...] [--set section.key=value ...] [--dry-run]
-                  [--requeue] [ARGUMENT ...]
+usage: {program} SCRIPT CONFIG [CONFIG ...] [--set section.key=value ...] [--dry-run]
+       [--requeue] [ARGUMENT ...]
 
-  ./deepy.py train.py configs/1B.yml             train on the devices there are
-  ./deepy.py train.py configs/1B.yml --dry-run   only check the configuration and print the plan
-  ./deepy.py generate.py configs/1B.yml --prompt "def main("
-  ./deepy.py generate.py --help                  the arguments of a script
-  ./deepy.py evaluate.py configs/1B.yml          validation loss of the newest checkpoint
-  ./deepy.py show configs/1B.yml                 every option, and where its value comes from
+  {program} train configs/1B.yml                 train on the devices there are
+  {program} train configs/1B.yml --dry-run       only check the configuration and print the plan
+  {program} generate configs/1B.yml --prompt "def main("
+  {program} generate --help                      the arguments of a script
+  {program} evaluate configs/1B.yml              validation loss of the newest checkpoint
+  {program} show configs/1B.yml                  every option, and where its value comes from
+
+A script may be named with its ending: train.py. A configuration is a file here, or else one that
+comes with the package: configs/1B.yml, or 1B.
 
 SIGTERM, SIGINT (Ctrl-C), SIGUSR1 or `touch RUN_DIR/logs/.stop` end a run after its step: it is
 saved, the status is 75, and the same command goes on; with --requeue, SLURM starts it again.
@@ -49,13 +55,19 @@ here go to the script.
 """
 
 
-def main(argv: Sequence[str], root: Path) -> int:
-    """Run one command of the launcher and return its exit status."""
+def main(argv: Sequence[str], root: Path, program: str = "./deepy.py") -> int:
+    """Run one command of the launcher and return its exit status.
+
+    Args:
+        argv: a script's name, configurations, options and the script's own arguments.
+        root: the folder of the scripts.
+        program: what was typed before them, for messages.
+    """
     if not argv or argv[0] in ("-h", "--help"):
-        sys.stdout.write(USAGE)
+        sys.stdout.write(USAGE.format(program=program))
         return FINISHED if argv else MISTAKE
     try:
-        return _main(argv, root)
+        return _main(argv, root, program)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return MISTAKE
@@ -63,17 +75,18 @@ def main(argv: Sequence[str], root: Path) -> int:
         return INTERRUPTED
 
 
-def _main(argv: Sequence[str], root: Path) -> int:
-    script, *rest = argv
+def _main(argv: Sequence[str], root: Path, program: str) -> int:
+    given, *rest = argv
+    script = given if given == "show" else f"{given.removesuffix('.py')}.py"
     worker = root / script
     # Looked up, not asked for: a name may be longer than a system takes, or none at all.
     if script not in ("show", *(path.name for path in root.glob("*.py"))):
-        raise UserError(f"{script}: no such script in {root}; see ./deepy.py --help")
+        raise UserError(f"{given}: no such script in {root}; see {program} --help")
     if {"-h", "--help"} & set(rest):
-        return _help(script, worker)
-    paths, options, arguments = _parse(rest)
+        return _help(script, worker, program)
+    paths, options, arguments = _parse(rest, program)
     if arguments and script in ("show", *WITHOUT_ARGUMENTS):
-        raise UserError(f"{script} does not know {shlex.join(arguments)}; see ./deepy.py --help")
+        raise UserError(f"{given} does not know {shlex.join(arguments)}; see {program} --help")
     if script == "show":
         _show(paths, options.set)
         return 0
@@ -148,24 +161,24 @@ def resolve(config: Config) -> tuple[Config, Placement]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see ./deepy.py --help")
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
-def _help(script: str, worker: Path) -> int:
+def _help(script: str, worker: Path, program: str) -> int:
     if script not in SINGLE_PROCESS:
-        sys.stdout.write(USAGE)
+        sys.stdout.write(USAGE.format(program=program))
         return 0
     command = [sys.executable, str(worker), "--help"]
     return run(command, environment=dict(os.environ), folder=Path.cwd())
 
 
-def _parse(argv: Sequence[str]) -> tuple[list[Path], argparse.Namespace, list[str]]:
+def _parse(argv: Sequence[str], program: str) -> tuple[list[Path], argparse.Namespace, list[str]]:
     rest, paths = list(argv), []
     while rest and not rest[0].startswith("-"):
         paths.append(Path(rest.pop(0)))
     if not paths:
-        raise UserError(f"no configuration given\n\n{USAGE}")
-    parser = _Parser(allow_abbrev=False, add_help=False)
+        raise UserError(f"no configuration given\n\n{USAGE.format(program=program)}")
+    parser = _Parser(prog=program, allow_abbrev=False, add_help=False)
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--requeue", action="store_true")

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
+from megatron_gptx.config.shipped import shipped_folder
 from megatron_gptx.ops import cuda_build
 from megatron_gptx.ops.cuda_build import CudaBuildError
 
-SOURCES = Path(__file__).resolve().parents[2] / "csrc"
+SOURCES = shipped_folder("csrc")
 # No a * b + c in one rounding unless a kernel asks for it: a score must not depend on the compiler.
 COMPILER_FLAGS = ("-O3", "-ffp-contract=off", "-fopenmp")
 LINKER_FLAGS = ("-fopenmp",)

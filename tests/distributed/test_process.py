@@ -177,7 +177,7 @@ def test_a_rank_knows_its_numbers_whatever_started_it(started):
 def test_a_process_that_is_no_rank_is_told_so():
     from megatron_gptx.distributed.process import name_rank
 
-    with pytest.raises(UserError, match=r"RANK is not set: ranks are started by ./deepy.py"):
+    with pytest.raises(UserError, match=r"RANK is not set: ranks are started by gptx train"):
         name_rank({}, LaunchConfig())
 
 

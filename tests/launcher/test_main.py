@@ -47,12 +47,12 @@ def started(root: Path) -> list[str]:
 
 
 def test_no_words_at_all_show_the_usage_with_status_2(deepy):
-    assert deepy() == (2, USAGE, "")
+    assert deepy() == (2, USAGE.format(program="./deepy.py"), "")
 
 
 @pytest.mark.parametrize("words", [("--help",), ("-h",), ("train.py", "--help")])
 def test_help_shows_the_usage(deepy, words):
-    assert deepy(*words) == (0, USAGE, "")
+    assert deepy(*words) == (0, USAGE.format(program="./deepy.py"), "")
 
 
 @pytest.mark.parametrize("words", [("generate.py",), ("generate.py", "tiny.yml")])
