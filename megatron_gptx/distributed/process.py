@@ -25,6 +25,7 @@ from megatron_gptx.distributed.log import (
     redirect_output,
     stopped_marker,
 )
+from megatron_gptx.distributed.ownership import hold_until_the_end
 from megatron_gptx.distributed.status import (
     FAILED,
     INTERRUPTED,
@@ -103,6 +104,8 @@ def run_worker(work: Callable[[Process], None], *, run_dir: Path, launch: Launch
     )
     watch.start(console)
     try:
+        if rank == 0:  # whom no other rank outlives for long
+            hold_until_the_end(run_dir)
         process = _join(console, watch)
         stopped = _do(work, process)
         watch.begin("end", 0)

@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from megatron_gptx.checkpoint.layout import checkpoint_folder, damage, newest
-from megatron_gptx.distributed.status import INTERRUPTED, STOPPED
+from megatron_gptx.distributed.status import INTERRUPTED, MISTAKE, STOPPED
 from tests.launches import ROOT, Place, has_rows, wait_for
 
 CHAOS = bool(os.environ.get("GPTX_CHAOS"))
@@ -120,6 +120,18 @@ def test_a_signal_that_deepspeed_does_not_know_may_go_to_every_process(run):
     for pid in started.place.processes():
         os.kill(pid, signal.SIGUSR1)
     started.assert_stopped("SIGUSR1")
+
+
+def test_a_second_launch_in_the_folder_of_a_run_is_refused_and_does_it_no_harm(run, place):
+    first = run()
+    wait_for(first.trains)
+    second = Run(place, first.run_dir)
+    _, said = second.launcher.communicate(timeout=60)
+    assert second.launcher.returncode == MISTAKE
+    assert f"in use by another launch (process {first.launcher.pid} of" in said
+    for pid in place.processes():
+        os.kill(pid, signal.SIGTERM)
+    first.assert_stopped("SIGTERM")
 
 
 def test_a_file_in_the_run_folder_stops_a_run(run):
