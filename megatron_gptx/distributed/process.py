@@ -180,8 +180,13 @@ def _note(console: TextIO, text: str) -> None:
 def lost_a_peer(error: BaseException) -> bool:
     """Return whether an error is what a collective says when another rank has ended."""
     text = str(error).lower()
-    return isinstance(error, dist.DistError) or any(
-        words in text for words in ("connection closed by peer", "connection reset", "broken pipe")
+    # A system's error is about a file or a program; those of collectives are no such.
+    return isinstance(error, dist.DistError) or (
+        not isinstance(error, OSError)
+        and any(
+            words in text
+            for words in ("connection closed by peer", "connection reset", "broken pipe")
+        )
     )
 
 

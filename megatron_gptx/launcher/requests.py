@@ -8,7 +8,16 @@ from types import FrameType, TracebackType
 from megatron_gptx.distributed.log import AT_ONCE, TIME_LIMIT, stop_request
 
 # The alarm is the time limit's.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGALRM)
+
+
+def heeded(signum: int) -> bool:
+    """Return whether a signal means this process.
+
+    A shell makes its background jobs ignore SIGINT, and `nohup` SIGHUP: those mean other processes.
+    """
+    ignored = signal.getsignal(signum) == signal.SIG_IGN
+    return not (ignored and signum in (signal.SIGINT, signal.SIGHUP))
 
 
 class StopRequests:
@@ -25,7 +34,9 @@ class StopRequests:
         self.end_ranks: Callable[[], object] | None = None
 
     def __enter__(self) -> "StopRequests":
-        self.previous = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
+        self.previous = {
+            signum: signal.signal(signum, self._note) for signum in SIGNALS if heeded(signum)
+        }
         return self
 
     def __exit__(

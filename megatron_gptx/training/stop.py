@@ -22,7 +22,7 @@ from megatron_gptx.distributed.status import FAILED, INTERRUPTED, STOPPED
 if TYPE_CHECKING:
     import torch
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 # The place of a reason is the number that ranks agree on.
 REASONS = ("", *(signum.name for signum in SIGNALS), TIME_LIMIT, "logs/.stop")
 POLL_SECONDS = 0.5

@@ -167,6 +167,21 @@ def test_requests_leave_the_handlers_of_signals_alone():
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.mark.parametrize(
+    ("signum", "reasons"),
+    [(signal.SIGINT, []), (signal.SIGHUP, []), (signal.SIGTERM, ["SIGTERM"])],
+)
+def test_a_signal_that_a_shell_made_this_process_ignore_means_other_ones(signum, reasons):
+    before = signal.signal(signum, signal.SIG_IGN)
+    try:
+        with StopRequests() as requests:
+            signal.raise_signal(signum)
+        assert requests.reasons == reasons
+        assert signal.getsignal(signum) == signal.SIG_IGN
+    finally:
+        signal.signal(signum, before)
+
+
 def test_a_request_that_cannot_be_written_ends_the_ranks_at_once(tmp_path):
     ended = []
     with StopRequests() as requests:
