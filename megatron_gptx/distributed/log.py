@@ -90,6 +90,12 @@ def first_to_fail(run_dir: Path) -> bool:
     return True
 
 
+def leave_marker(marker: Path, text: str) -> None:
+    """Leave a file that says something by being there; on a full disk it is empty, or missing."""
+    with contextlib.suppress(OSError):
+        marker.write_text(text)
+
+
 def finished_marker(run_dir: Path) -> Path:
     """Return the file that rank 0 leaves when all ranks have finished; a launch removes it."""
     return run_dir / "logs" / ".finished"

@@ -22,6 +22,7 @@ from megatron_gptx.distributed.lifetime import end_with_parent
 from megatron_gptx.distributed.log import (
     finished_marker,
     first_to_fail,
+    leave_marker,
     redirect_output,
     stopped_marker,
 )
@@ -110,11 +111,11 @@ def run_worker(work: Callable[[Process], None], *, run_dir: Path, launch: Launch
         stopped = _do(work, process)
         watch.begin("end", 0)
         if rank == 0 and stopped:
-            stopped_marker(run_dir).write_text(stopped)
+            leave_marker(stopped_marker(run_dir), stopped)
         # The first rank that leaves makes DeepSpeed's launcher end the others.
         dist.barrier()
         if rank == 0 and not stopped:
-            finished_marker(run_dir).touch()
+            leave_marker(finished_marker(run_dir), "")
         dist.destroy_process_group()
         watch.stop()
     except KeyboardInterrupt:

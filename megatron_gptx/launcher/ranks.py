@@ -166,7 +166,9 @@ def _outcome(status: int, run_dir: Path, requests: StopRequests) -> int:
     marker = stopped_marker(run_dir)
     politely = status in (FINISHED, FAILED, STOPPED) or status - 128 in SIGNALS
     if politely and marker.exists():
-        sys.stdout.write(f"{marker.read_text()}\n")
+        # Without words where the disk is full.
+        text = marker.read_text() or "stopped as asked; run the same command to go on"
+        sys.stdout.write(f"{text}\n")
         return STOPPED
     # A process that ends by such a signal has no handler yet, and has taken no step.
     if requests.reasons and status - 128 in SIGNALS:

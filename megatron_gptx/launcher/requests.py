@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from megatron_gptx.distributed.log import AT_ONCE, TIME_LIMIT, stop_request
+from megatron_gptx.distributed.log import AT_ONCE, TIME_LIMIT, leave_marker, stop_request
 
 # The alarm is the time limit's.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGALRM)
@@ -62,7 +62,7 @@ class StopRequests:
         if self.run_dir is not None:
             try:
                 self._write(self.run_dir)
-            except OSError:  # such as a full disk, on which ranks could save nothing either
+            except OSError:  # such as a folder that is gone, where ranks could save nothing either
                 self.at_once = True
         if self.at_once and self.end_ranks:
             self.end_ranks()
@@ -73,5 +73,6 @@ class StopRequests:
     def _write(self, run_dir: Path) -> None:
         request = stop_request(run_dir)
         aside = request.with_name(request.name + ".partial")
-        aside.write_text(AT_ONCE if self.at_once else self.reasons[0])
+        # On a full disk it has no words, which asks for the end as well.
+        leave_marker(aside, AT_ONCE if self.at_once else self.reasons[0])
         aside.replace(request)
