@@ -25,6 +25,18 @@ ACTIVE = re.compile(r"[$`\"\\\x00-\x1f\x7f]")
 PASSED_ON = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
 
 
+def module_command(name: str) -> list[str]:
+    """Return the words that run a module as a program.
+
+    Unlike `python -m` they import nothing from the current folder, where a user's `queue.py` may
+    lie. Python's own option for that, `-P`, is younger than the oldest Python here.
+    """
+    code = (
+        f"import sys; del sys.path[0]; import runpy; runpy.run_module({name!r}, None, '__main__')"
+    )
+    return [sys.executable, "-c", code]
+
+
 def hosts_command(
     config: Config, worker: Sequence[str], meeting: Mapping[str, str | int]
 ) -> list[str]:
@@ -46,7 +58,7 @@ def hosts_command(
             )
     assert config.launch.hostfile is not None, "one node needs no runner"
     return [
-        *(sys.executable, "-m", "deepspeed.launcher.runner"),
+        *module_command("deepspeed.launcher.runner"),
         *("--hostfile", str(write_hostfile(config)), f"--launcher={config.launch.launcher}"),
         # One word each: what follows an option may start with a dash.
         *(

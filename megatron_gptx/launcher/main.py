@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,6 +19,7 @@ from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.costs.plan import make_plan
 from megatron_gptx.data.build import decide_steps
 from megatron_gptx.data.check import check_datasets
+from megatron_gptx.distributed.log import lossy_output
 from megatron_gptx.distributed.status import FINISHED, INTERRUPTED, MISTAKE, STOPPED
 from megatron_gptx.launcher.command import (
     SINGLE_PROCESS,
@@ -46,8 +48,8 @@ usage: {program} SCRIPT CONFIG [CONFIG ...] [--set section.key=value ...] [--dry
 A script may be named with its ending: train.py. A configuration is a file here, or else one that
 comes with the package: configs/1B.yml, or 1B.
 
-SIGTERM, SIGINT (Ctrl-C), SIGUSR1 or `touch RUN_DIR/logs/.stop` end a run after its step: it is
-saved, the status is 75, and the same command goes on; with --requeue, SLURM starts it again.
+SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1 or `touch RUN_DIR/logs/.stop` end a run after its step: it
+is saved, the status is 75, and the same command goes on; with --requeue, SLURM starts it again.
 docs/reliability.md has all statuses.
 
 Later files override earlier ones, and --set overrides all of them. Arguments that are not listed
@@ -107,16 +109,18 @@ def _main(argv: Sequence[str], root: Path, program: str) -> int:
         return status
     job = slurm_job() if options.requeue else None
     earlier = job if job is not None and started_before() else None
-    with StopRequests() as requests:
-        status = _train(
-            config, worker, arguments, dry_run=options.dry_run, requests=requests, job=earlier
-        )
-    requeued = status == STOPPED and job is not None and requeue(job)
-    if status == STOPPED and not requeued and config.checkpoint.start == "fresh":
-        sys.stdout.write(
-            "but with --set checkpoint.start=auto: 'fresh' refuses every checkpoint, this run's "
-            "too\n"
-        )
+    # Whoever watches a run may leave: what is trained is worth more.
+    with lossy_output() if not options.dry_run else nullcontext():
+        with StopRequests() as requests:
+            status = _train(
+                config, worker, arguments, dry_run=options.dry_run, requests=requests, job=earlier
+            )
+        requeued = status == STOPPED and job is not None and requeue(job)
+        if status == STOPPED and not requeued and config.checkpoint.start == "fresh":
+            sys.stdout.write(
+                "but with --set checkpoint.start=auto: 'fresh' refuses every checkpoint, this "
+                "run's too\n"
+            )
     return status
 
 

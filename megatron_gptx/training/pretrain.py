@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_gptx.checkpoint.layout import CheckpointError, newest, step_name, write_synced
 from megatron_gptx.checkpoint.load import go_back, resume
 from megatron_gptx.checkpoint.save import Saver
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import UserError, why
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.data.blend import BlendedDataset, table
@@ -79,7 +79,7 @@ class Pretraining:
         if self.state.step:
             self.say(f"resumed at step {self.state.step}")
         if self.leader:
-            write_aside(Path(self.config.output.run_dir) / "config.yml", dump(self.config))
+            self._write_config()
         data = build_datasets(
             self.config.data,
             seq_length=self.config.model.seq_length,
@@ -97,6 +97,13 @@ class Pretraining:
                 f"stopped by {reason} at step {self.state.step}; saved {saved}; run the same "
                 "command to go on"
             )
+
+    def _write_config(self) -> None:
+        path = Path(self.config.output.run_dir) / "config.yml"
+        try:
+            write_aside(path, dump(self.config))
+        except OSError as error:  # a full disk; every checkpoint holds the configuration too
+            self.say(f"not written: {path}: {why(error)}")
 
     def _take_steps(self, train: StepLoader, data: Datasets) -> str:
         """Train to the last step, or until the run is asked to end; return why it ends early."""
@@ -255,7 +262,9 @@ class Pretraining:
         )
 
     def _open_writers(self) -> list[Writer]:
-        return open_writers(self.config, resumed_step=self.state.step) if self.leader else []
+        if not self.leader:
+            return []
+        return open_writers(self.config, resumed_step=self.state.step, say=self.say)
 
 
 def _close(writers: Sequence[Writer]) -> None:
