@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from megatron_gptx.checkpoint.changes import changed_options, check_model
 from megatron_gptx.checkpoint.engine_state import (
     MASTER,
     MOMENTS,
@@ -35,7 +36,6 @@ from megatron_gptx.checkpoint.layout import (
     weights_name,
 )
 from megatron_gptx.checkpoint.tensors import SavedLayer
-from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.distributed.faults import fault_point
 from megatron_gptx.distributed.process import lost_a_peer
@@ -225,47 +225,3 @@ def read_layer(path: Path, layer: nn.Module) -> None:
         layer.load_state_dict(tensors)
     except (RuntimeError, SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} does not fit its layer: {error}") from None
-
-
-def check_model(checkpoint: Checkpoint, model: ModelConfig) -> None:
-    """Raise CheckpointError, listing the differences, where a checkpoint is of another model."""
-    saved = _flat(checkpoint.manifest["config"]["model"])
-    wanted = _flat(model.model_dump())
-    differing = [
-        f"{key}: {saved.get(key)} in the checkpoint, {wanted.get(key)} in the configuration"
-        for key in sorted(wanted.keys() | saved.keys())
-        if saved.get(key) != wanted.get(key) and key not in _FREE
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{checkpoint.path} holds another model:\n  model." + "\n  model.".join(differing)
-        )
-
-
-# Options of the model that no saved tensor depends on.
-_FREE = ("dropout", "attention.dropout", "init_std")
-
-
-def changed_options(checkpoint: Checkpoint, config: Config) -> list[str]:
-    """Return the options that a run is resumed with another value of, one line each."""
-    changes = changed_values(checkpoint.manifest["config"], config.model_dump())
-    return [change for change in changes if not change.startswith(("launch.", "checkpoint.start"))]
-
-
-def changed_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two nested mappings, as one line `PATH OLD -> NEW` each."""
-    old, new = _flat(before), _flat(after)
-    return [
-        f"{key} {old.get(key)} -> {new.get(key)}"
-        for key in sorted(new.keys() | old.keys())
-        if old.get(key) != new.get(key)
-    ]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested options by path; the paths are only shown, since a key may hold a dot."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {}
-        flat.update(inner or {prefix + key: value})
-    return flat

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from megatron_gptx.checkpoint.changes import changed_values
 from megatron_gptx.checkpoint.compare import differences
 from megatron_gptx.checkpoint.layout import (
     LATEST,
@@ -32,7 +33,6 @@ from megatron_gptx.checkpoint.layout import (
     read,
     step_of,
 )
-from megatron_gptx.checkpoint.load import changed_values
 from megatron_gptx.config.errors import UserError
 
 _HEADER = ("step", "", "saved", "size", "layout", "precision", "loss", "files")

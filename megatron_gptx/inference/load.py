@@ -4,8 +4,9 @@ import sys
 
 import torch
 
+from megatron_gptx.checkpoint.changes import check_model
 from megatron_gptx.checkpoint.layout import Checkpoint, CheckpointError, newest
-from megatron_gptx.checkpoint.load import check_model, load_layers
+from megatron_gptx.checkpoint.load import load_layers
 from megatron_gptx.config.schema import Config
 from megatron_gptx.model.backend import choose_backend
 from megatron_gptx.model.precision import DTYPES

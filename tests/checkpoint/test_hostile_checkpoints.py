@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from megatron_gptx.checkpoint.changes import changed_options, check_model
 from megatron_gptx.checkpoint.layout import (
     LARGEST_MANIFEST,
     Checkpoint,
@@ -17,7 +18,6 @@ from megatron_gptx.checkpoint.layout import (
     read,
     write_synced,
 )
-from megatron_gptx.checkpoint.load import changed_options, check_model
 from tests.checkpoints import (
     OPTIMIZER_FILE,
     WEIGHTS_FILE,
