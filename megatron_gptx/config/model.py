@@ -108,6 +108,14 @@ class ModelConfig(Section):
         return self.ffn_hidden_size or (2 if self.macaron else 4) * self.hidden_size
 
     @property
+    def resolved(self) -> "ModelConfig":
+        """The same model with every value written out that another option decides or makes idle."""
+        top_k = self.attention.top_k
+        dense = top_k is None or top_k >= self.seq_length
+        attention = self.attention.model_copy(update={"top_k": None if dense else top_k})
+        return self.model_copy(update={"ffn_hidden_size": self.ffn_width, "attention": attention})
+
+    @property
     def final_norm(self) -> bool:
         """Whether a LayerNorm stands before the head; a post-norm block already ends with one."""
         return self.residual != "post_norm"

@@ -113,6 +113,13 @@ class Config(Section):
                 "training.check_replicas",
                 "with parallel.zero_stage 3 no two ranks hold the same weights; leave it out",
             )
+        measured = self.data.valid is not None or self.data.split is not None
+        if self.checkpoint.keep_best and not (measured and self.evaluation.interval):
+            yield Problem(
+                "checkpoint.keep_best",
+                "no validation loss is measured during the run: set evaluation.interval, and "
+                "data.valid or data.split",
+            )
         yield from self._deepspeed_problems()
 
     def _deepspeed_problems(self) -> Iterator[Problem]:

@@ -4,11 +4,12 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from megatron_gptx.config.section import Problem, Section
 
 Precision = Literal["fp32", "bf16", "fp16"]
+STARTS = ("auto", "intact", "fresh")
 
 
 class TrainingConfig(Section):
@@ -122,11 +123,28 @@ class CheckpointConfig(Section):
         description="What a checkpoint that cannot be written does to the run; the last one always "
         "ends it with an error.",
     )
-    start: Literal["auto", "intact", "fresh"] = Field(
+    keep_best: bool = Field(
+        False,
+        description="Save at each evaluation whose validation loss is the best so far, and keep "
+        "the best checkpoint; it needs `evaluation.interval`.",
+    )
+    start: str = Field(
         "auto",
         description="`auto` resumes from the newest checkpoint in the run folder if there is one, "
         "and stops where that is damaged; `intact` passes over damaged ones; `fresh` refuses to "
-        "start where there is one, but for those that its own restarts and SLURM's find.",
+        "start where there is one, but for those that its own restarts and SLURM's find; `step-N` "
+        "goes back to the checkpoint of step N, once for all restarts of a launch.",
+    )
+    accept_changes: bool = Field(
+        False,
+        description="Resume although seed, training data, split or tokenizer have changed since "
+        "the checkpoint, which mixes two experiments.",
+    )
+    initialize_from: str | None = Field(
+        None,
+        min_length=1,
+        description="Another run's folder, or one of its checkpoints: a run without a checkpoint "
+        "of its own starts from those weights, at step 0 and with a fresh optimizer.",
     )
     upload: str | None = Field(
         None,
@@ -134,6 +152,26 @@ class CheckpointConfig(Section):
         description="URL of fsspec (`s3://BUCKET/FOLDER`) that each checkpoint is copied to in the "
         "background; credentials come from the environment. Nothing is deleted there.",
     )
+
+    @field_validator("start")
+    @classmethod
+    def _start_is_a_word_or_a_step(cls, start: str) -> str:
+        if start in STARTS or re.fullmatch(r"step-[0-9]{1,18}", start):
+            return start
+        raise ValueError(
+            f"input should be {', '.join(map(repr, STARTS))} or a step such as 'step-5000', "
+            f"got {start!r}"
+        )
+
+    @property
+    def start_step(self) -> int | None:
+        """The step whose checkpoint a start goes back to, or None where it names none."""
+        return None if self.start in STARTS else int(self.start.removeprefix("step-"))
+
+    @property
+    def begins(self) -> bool:
+        """Whether a start begins something that only its own restarts go on with."""
+        return self.start not in ("auto", "intact")
 
     def problems(self) -> Iterator[Problem]:
         """Yield a URL that may hold a secret: configurations are saved and shown."""

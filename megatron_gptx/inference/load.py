@@ -4,8 +4,15 @@ import sys
 
 import torch
 
-from megatron_gptx.checkpoint.layout import Checkpoint, CheckpointError, newest
-from megatron_gptx.checkpoint.load import check_model, load_layers
+from megatron_gptx.checkpoint.changes import check_model
+from megatron_gptx.checkpoint.layout import (
+    Checkpoint,
+    CheckpointError,
+    VanishedError,
+    named_newest,
+    newest,
+)
+from megatron_gptx.checkpoint.load import load_layers
 from megatron_gptx.config.schema import Config
 from megatron_gptx.model.backend import choose_backend
 from megatron_gptx.model.precision import DTYPES
@@ -19,15 +26,7 @@ def load_model(config: Config, device: torch.device) -> tuple[GPTXSequential, Ch
         CheckpointError: there is no checkpoint, or it is damaged or of another model.
         UserError: the configuration asks for kernels that cannot run.
     """
-    checkpoint = newest(config.output.run_dir)
-    if checkpoint is None:
-        raise CheckpointError(
-            f"{config.output.run_dir} holds no checkpoint yet; train first: gptx train "
-            "with the same configuration"
-        )
-    check_model(checkpoint, config.model)
-    model = GPTXSequential(config.model)
-    load_layers(checkpoint, model.local_layers())
+    model, checkpoint = _load_newest(config)
     # Half precision is for accelerators; on a CPU it would only round.
     dtype = torch.float32 if device.type == "cpu" else DTYPES[config.precision]
     choose_backend(
@@ -39,3 +38,23 @@ def load_model(config: Config, device: torch.device) -> tuple[GPTXSequential, Ch
         say=lambda line: sys.stderr.write(f"{line}\n"),
     )
     return model.to(device, dtype).eval(), checkpoint
+
+
+def _load_newest(config: Config) -> tuple[GPTXSequential, Checkpoint]:
+    """Load the newest checkpoint, also of a run that saves and deletes meanwhile."""
+    while True:
+        checkpoint = newest(config.output.run_dir)
+        if checkpoint is None:
+            raise CheckpointError(
+                f"{config.output.run_dir} holds no checkpoint yet; train first: gptx train "
+                "with the same configuration"
+            )
+        check_model(checkpoint, config.model)
+        model = GPTXSequential(config.model)
+        try:
+            load_layers(checkpoint, model.local_layers())
+        except VanishedError:
+            if named_newest(config.output.run_dir) == checkpoint.path:
+                raise  # else there is a newer one
+        else:
+            return model, checkpoint

@@ -116,11 +116,10 @@ def _main(argv: Sequence[str], root: Path, program: str) -> int:
                 config, worker, arguments, dry_run=options.dry_run, requests=requests, job=earlier
             )
         requeued = status == STOPPED and job is not None and requeue(job)
-        if status == STOPPED and not requeued and config.checkpoint.start == "fresh":
-            sys.stdout.write(
-                "but with --set checkpoint.start=auto: 'fresh' refuses every checkpoint, this "
-                "run's too\n"
-            )
+        if status == STOPPED and not requeued and config.checkpoint.begins:
+            start = config.checkpoint.start
+            does = "refuses every checkpoint, this run's too" if start == "fresh" else "begins there"
+            sys.stdout.write(f"but with --set checkpoint.start=auto: {start!r} {does}\n")
     return status
 
 

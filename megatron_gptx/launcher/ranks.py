@@ -81,7 +81,7 @@ def _launch(
         variables = hosts_environment(variables)
     of_others = _fresh_start(run_dir)
     began = job is not None and of_others is not None and of_others.job == job
-    if began and config.checkpoint.start == "fresh":
+    if began and config.checkpoint.begins:
         config = _going_on(config, "auto")
     requests.limit(config.training.time_limit_minutes)
     sys.stdout.write(
@@ -112,7 +112,7 @@ def _launch(
         )
         prepare_logs(run_dir)
         # Before it has begun afresh, checkpoints here would be those of another run.
-        if config.checkpoint.start != "fresh" or _fresh_start(run_dir) != of_others:
+        if not config.checkpoint.begins or _fresh_start(run_dir) != of_others:
             config = _going_on(config, "intact")
     raise AssertionError("unreachable: restarts are counted")
 
