@@ -64,7 +64,7 @@ def main(argv: Sequence[str], root: Path) -> int:
 
 
 def _main(argv: Sequence[str], root: Path) -> int:
-    script, *rest = argv
+    script, *rest = _with_whole_prompts(argv)
     worker = root / script
     # Looked up, not asked for: a name may be longer than a system takes, or none at all.
     if script not in ("show", *(path.name for path in root.glob("*.py"))):
@@ -157,6 +157,17 @@ def _help(script: str, worker: Path) -> int:
         return 0
     command = [sys.executable, str(worker), "--help"]
     return run(command, environment=dict(os.environ), folder=Path.cwd())
+
+
+def _with_whole_prompts(argv: Sequence[str]) -> list[str]:
+    """Return the words with each prompt that looks like an option joined: `--prompt=-x`."""
+    whole: list[str] = []
+    for word in argv:
+        if whole and whole[-1] == "--prompt" and word.startswith("-"):
+            whole[-1] = f"--prompt={word}"
+        else:
+            whole.append(word)
+    return whole
 
 
 def _parse(argv: Sequence[str]) -> tuple[list[Path], argparse.Namespace, list[str]]:
