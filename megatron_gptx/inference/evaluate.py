@@ -1,6 +1,5 @@
 """Validation loss of a run's checkpoint: ./deepy.py evaluate.py CONFIG"""
 
-import argparse
 import json
 import math
 import sys
@@ -25,7 +24,8 @@ from megatron_gptx.data.validation import (
     mean_loss,
     over_all,
 )
-from megatron_gptx.inference.load import CHECKPOINT_HELP, choose_checkpoint, load_model
+from megatron_gptx.inference.arguments import argument_parser
+from megatron_gptx.inference.load import choose_checkpoint, load_model
 from megatron_gptx.launcher.command import decode
 from megatron_gptx.launcher.devices import local_device
 from megatron_gptx.model.sequential import GPTXSequential
@@ -33,10 +33,8 @@ from megatron_gptx.model.sequential import GPTXSequential
 
 def main() -> int:
     """Print the loss; the launcher passes the configuration."""
-    parser = argparse.ArgumentParser(prog="./deepy.py evaluate.py CONFIG", allow_abbrev=False)
-    parser.add_argument("--config", required=True, help=argparse.SUPPRESS)
+    parser = argument_parser("evaluate.py")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--checkpoint", metavar="STEP|PATH", help=CHECKPOINT_HELP)
     options = parser.parse_args()
     try:
         result = evaluate(decode(options.config), wanted=options.checkpoint)
@@ -150,7 +148,10 @@ def evaluate(config: Config, *, wanted: str | None = None) -> Evaluation:
     results = {}
     for name, dataset in sets.items():
         parts = extents(dataset, size.batches, size.global_size)
-        entropy = blend_entropy(dataset.datasets, dataset.weights)
+        weights = dataset.weights
+        if size.batches == "all":
+            weights = [one.num_tokens / dataset.num_tokens for one in dataset.datasets]
+        entropy = blend_entropy(dataset.datasets, weights)
         results[name] = SetResult(validation_loss(model, config, batch, parts), entropy)
     note = f"an evaluation in training took {own}: evaluation.batches null does so here"
     return Evaluation(checkpoint.step, results, None if str(size) == str(own) else note)
@@ -171,16 +172,18 @@ class Size(NamedTuple):
 def in_training(checkpoint: Checkpoint) -> Size:
     """Return what an evaluation took in the run that saved a checkpoint."""
     saved = checkpoint.manifest["config"]
+    sizes = ("global_batch_size", "micro_batch_size", "accumulation_steps")
     try:
-        evaluation = EvaluationConfig.model_validate(saved.get("evaluation", {}))
-        training = TrainingConfig.model_validate(saved.get("training"))
+        # Not the whole sections, of which another version may know other options.
+        evaluation = EvaluationConfig(batches=saved["evaluation"].get("batches"))
+        training = TrainingConfig(**{name: saved["training"].get(name) for name in sizes})
         batch = derive_batch(
             training.global_batch_size,
             training.micro_batch_size,
             training.accumulation_steps,
             replicas=_replicas(checkpoint) or 1,
         )
-    except ValueError as error:  # pydantic's is one too
+    except (ValueError, KeyError, AttributeError, TypeError) as error:  # pydantic's is the first
         raise CheckpointError(
             f"{checkpoint.path}: the configuration saved in it is damaged, or of another version: "
             f"{error}"

@@ -1,6 +1,5 @@
 """Continue prompts: ./deepy.py generate.py CONFIG --prompt TEXT"""
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,26 +18,26 @@ from megatron_gptx.checkpoint.run_tokenizer import (
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.output import GenerationConfig
 from megatron_gptx.config.schema import Config
-from megatron_gptx.inference.load import CHECKPOINT_HELP, choose_checkpoint, load_model
+from megatron_gptx.inference.arguments import Once, argument_parser
+from megatron_gptx.inference.load import choose_checkpoint, load_model
 from megatron_gptx.inference.sampling import sample
 from megatron_gptx.launcher.command import decode
 from megatron_gptx.launcher.devices import local_device
 from megatron_gptx.model.sequential import GPTXSequential
 from megatron_gptx.tokenizer.base import Tokenizer
+from megatron_gptx.tokenizer.build import load_tokenizer
 
 
 def main() -> int:
     """Print continuations; the launcher passes the configuration."""
-    parser = argparse.ArgumentParser(prog="./deepy.py generate.py CONFIG", allow_abbrev=False)
-    parser.add_argument("--config", required=True, help=argparse.SUPPRESS)
+    parser = argument_parser("generate.py")
     parser.add_argument(
         "--prompt",
         required=True,
         action="append",
         help="text to continue; given several times, each is continued by itself",
     )
-    parser.add_argument("--checkpoint", metavar="STEP|PATH", help=CHECKPOINT_HELP)
-    parser.add_argument("--output", type=Path, help="also write what is printed here")
+    parser.add_argument("--output", type=Path, action=Once, help="also write what is printed here")
     options = parser.parse_args()
     shown = []
     try:
@@ -117,7 +116,7 @@ def _open_tokenizer(config: Config, checkpoint: Checkpoint) -> tuple[Tokenizer, 
         )
     if found is None:
         found = tokenizer_of(config.data)
-    elif named is not None and _is_another(config, found):
+    elif named is not None and _is_another(named, found):
         sys.stderr.write(
             f"data.tokenizer {named} is another tokenizer than the run was trained with: the "
             f"run's own is used, {tokenizer_folder(run_dir)}\n"
@@ -129,9 +128,9 @@ def _open_tokenizer(config: Config, checkpoint: Checkpoint) -> tuple[Tokenizer, 
     return found.tokenizer, [end for end in ends if end < config.model.vocab_size]
 
 
-def _is_another(config: Config, kept: RunTokenizer) -> bool:
+def _is_another(named: str, kept: RunTokenizer) -> bool:
     try:
-        return tokenizer_of(config.data).tokenizer.fingerprint != kept.tokenizer.fingerprint
+        return load_tokenizer(named).fingerprint != kept.tokenizer.fingerprint
     except UserError:
         return False  # it is no longer there, and not needed
 

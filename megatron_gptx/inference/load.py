@@ -21,8 +21,6 @@ from megatron_gptx.model.backend import choose_backend
 from megatron_gptx.model.precision import DTYPES
 from megatron_gptx.model.sequential import GPTXSequential
 
-CHECKPOINT_HELP = "a step of this run, or the folder of a checkpoint or a run; default: the newest"
-
 
 def choose_checkpoint(run_dir: str, wanted: str | None) -> Checkpoint:
     """Return a run's newest checkpoint, or the one that `--checkpoint` names.

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -176,6 +177,29 @@ def test_the_result_is_printed_for_people_or_as_json(trained, monkeypatch, capsy
     assert printed["valid_loss"] == pytest.approx(valid_loss, rel=ROUNDING)
     assert (printed["tokens"], printed["batches"]) == (2 * 8 * 32, 2)
     assert "sets" not in printed
+
+
+def test_a_checkpoint_may_be_named_once(trained, monkeypatch, capsys):
+    words = ["evaluate.py", "--config", encode(trained[0]), "--checkpoint", "4"]
+    monkeypatch.setattr("sys.argv", words)
+    assert main() == 0
+    monkeypatch.setattr("sys.argv", [*words, "--checkpoint", "2"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "argument --checkpoint: given twice, with 4 and 2" in capsys.readouterr().err
+
+
+def test_the_entropy_of_all_the_data_counts_every_token_once(trained, corpus):
+    parts = {str(corpus / "valid"): 9.0, str(corpus / "train"): 1.0}
+    data = trained[0].data.model_copy(update={"valid": parts})
+    config = trained[0].model_copy(
+        update={"evaluation": EvaluationConfig(batches="all"), "data": data}
+    )
+    counts = sum(
+        np.bincount(one.read(0, one.num_tokens), minlength=64) for one in map(IndexedDataset, parts)
+    )
+    shares = counts / counts.sum()
+    assert evaluate(config).unigram_entropy == pytest.approx(-(shares * np.log(shares)).sum())
 
 
 def test_a_missing_dataset_is_a_message(trained, tmp_path, monkeypatch, capsys):

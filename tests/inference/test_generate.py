@@ -283,6 +283,16 @@ def test_ids_that_the_tokenizer_does_not_know_are_never_written(trained, generat
 def test_a_gap_in_a_vocabulary_is_never_written(tmp_path):
     known = known_ids(load_tokenizer(write_vocabulary("tiktoken", tmp_path)), 50300)
     assert known.nonzero()[:, 0].tolist() == [*range(263), 50256]
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 1, "b": 3}))
+    words.save(str(tmp_path / "tokenizer.json"))
+    known = known_ids(load_tokenizer(tmp_path / "tokenizer.json"), 5)
+    assert known.tolist() == [False, True, False, True, False]
+
+
+def test_a_second_file_for_the_output_is_refused(trained, generate_py, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        generate_py(trained("spare rows"), "--prompt", "a", "--output", "x", "--output", "y")
+    assert "argument --output: given twice, with x and y" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "bytes"])
