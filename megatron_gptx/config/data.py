@@ -1,6 +1,7 @@
 """Where the tokens come from, and how documents become samples."""
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -37,10 +38,11 @@ class DataConfig(Section):
         description="Prefix of the training dataset (PREFIX.bin and PREFIX.idx), or a mapping of "
         "several prefixes to weights: samples of each, in proportion.",
     )
-    valid: Blend | None = Field(
+    valid: Blend | dict[str, Blend] | None = Field(
         None,
-        description="Prefix or weighted prefixes of the validation data; not together with "
-        "`split`.",
+        description="Prefix or weighted prefixes of the validation data, or a mapping of names to "
+        "such data, each of which gets a loss of its own: `{code: data/c, prose: {data/p: 1, "
+        "data/q: 2}}`; not together with `split`.",
     )
     split: str | None = Field(
         None,
@@ -81,7 +83,26 @@ class DataConfig(Section):
         "step has fewer; 0 reads in line.",
     )
 
-    @field_validator("train", "valid", mode="before")
+    @field_validator("valid", mode="before")
+    @classmethod
+    def _valid_is_a_blend_or_named_ones(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not any(
+            isinstance(v, str | dict) for v in value.values()
+        ):
+            return cls._blend_is_a_prefix_or_weights(value)
+        for name, blend in value.items():
+            if not isinstance(blend, str | dict):
+                raise ValueError(
+                    f"either all values are weights, or all are datasets, but {name} is {blend!r}"
+                )
+            if not re.fullmatch(r"[A-Za-z0-9_.-]+", str(name)):
+                raise ValueError(
+                    f"a name should be of letters, digits and _ . - only, got {name!r}"
+                )
+            cls._blend_is_a_prefix_or_weights(blend)
+        return value
+
+    @field_validator("train", mode="before")
     @classmethod
     def _blend_is_a_prefix_or_weights(cls, value: Any) -> Any:
         if value is None or isinstance(value, str):
@@ -140,9 +161,27 @@ class DataConfig(Section):
         return _weights(self.train)
 
     @property
+    def valid_sets(self) -> dict[str, dict[str, float]]:
+        """Each validation set's datasets and their weights by its name; "" where it has none."""
+        if not isinstance(self.valid, dict):
+            return {} if self.valid is None else {"": _weights(self.valid)}
+        named: dict[str, dict[str, float]] = {}
+        weights: dict[str, float] = {}
+        for name, value in self.valid.items():
+            if isinstance(value, str | dict):
+                named[name] = _weights(value)
+            else:
+                weights[name] = value
+        return named or {"": weights}
+
+    @property
     def valid_weights(self) -> dict[str, float]:
-        """The validation datasets and their weights; empty where there are none."""
-        return _weights(self.valid)
+        """The datasets of all validation sets, and their weights; empty where there are none."""
+        return {
+            prefix: weight
+            for weights in self.valid_sets.values()
+            for prefix, weight in weights.items()
+        }
 
 
 def _weights(blend: Blend | None) -> dict[str, float]:

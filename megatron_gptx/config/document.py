@@ -113,7 +113,7 @@ def _describe(kind: Any, bounds: list[Any]) -> str:
         return _describe(kind, [*_metadata(inner), *bounds])
     if get_origin(kind) in (Union, types.UnionType):
         choices = [choice for choice in get_args(kind) if choice is not type(None)]
-        text = " or ".join(_describe(choice, bounds) for choice in choices)
+        text = " or ".join(dict.fromkeys(_describe(choice, bounds) for choice in choices))
         return f"{text}, or null" if len(choices) < len(get_args(kind)) else text
     if get_origin(kind) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(kind))

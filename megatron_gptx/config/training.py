@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -182,13 +182,33 @@ class CheckpointConfig(Section):
             )
 
 
+_DEFAULT_BATCHES = 16
+
+
 class EvaluationConfig(Section):
     """Validation loss."""
 
     interval: int | None = Field(
         None, gt=0, description="Steps between evaluations; null only evaluates at the end."
     )
-    batches: int = Field(16, gt=0, description="Global batches per evaluation.")
+    batches: Annotated[int, Field(gt=0)] | Literal["all"] | None = Field(
+        None,
+        description="Global batches per evaluation; `all` takes the whole validation data once. "
+        "null takes 16 in training, and in `evaluate.py` what the run took in training.",
+    )
+
+    @field_validator("batches", mode="before")
+    @classmethod
+    def _batches_are_a_number_or_all(cls, value: Any) -> Any:
+        number = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if not number and value not in ("all", None):
+            raise ValueError(f"input should be an integer above 0, or all, got {value!r}")
+        return value
+
+    @property
+    def training_batches(self) -> int | Literal["all"]:
+        """How many batches an evaluation of a training run takes."""
+        return self.batches or _DEFAULT_BATCHES
 
 
 class GuardConfig(Section):

@@ -18,10 +18,10 @@ _VALIDATION_SEED = 0
 
 
 class Datasets(NamedTuple):
-    """What is trained on, and what is evaluated on where there is anything."""
+    """What is trained on, and each validation set by its name, "" where it has none."""
 
     train: BlendedDataset
-    valid: BlendedDataset | None
+    valid: dict[str, BlendedDataset]
 
 
 def build_datasets(data: DataConfig, *, seq_length: int, seed: int) -> Datasets:
@@ -35,24 +35,33 @@ def build_datasets(data: DataConfig, *, seq_length: int, seed: int) -> Datasets:
         UserError: `train` is not set, a file is missing or damaged, or a part is too small.
     """
     if data.train is None:
-        raise UserError(
-            "data.train is not set: give the prefix of a tokenised dataset, or several with weights"
-        )
-    plain = Shaping(data.packing, data.isolate_documents, data.mask_document_ends)
-    shaping = plain._replace(fill_in_the_middle=_fill_in_the_middle(data))
+        raise _no_training_data()
+    shaping = _plain(data)._replace(fill_in_the_middle=_fill_in_the_middle(data))
     opened = _Sources(data, seq_length)
-    if data.split is None:
-        train = opened.blend(data.train_weights, seed=seed, shaping=shaping)
-        if data.valid is None:
-            return Datasets(train, None)
-        valid_seed = _VALIDATION_SEED
-        return Datasets(train, opened.blend(data.valid_weights, seed=valid_seed, shaping=plain))
+    part = None if data.split is None else 0
+    train = opened.blend(data.train_weights, seed=seed, shaping=shaping, part=part)
+    return Datasets(train, opened.validation())
 
-    train = opened.blend(data.train_weights, seed=seed, shaping=shaping, part=0)
-    if float(data.split.split(",")[1]) == 0:
-        return Datasets(train, None)
-    valid = opened.blend(data.train_weights, seed=_VALIDATION_SEED, shaping=plain, part=1)
-    return Datasets(train, valid)
+
+def build_validation(data: DataConfig, *, seq_length: int) -> dict[str, BlendedDataset]:
+    """Open the validation sets alone; without `split`, the training data need not be there.
+
+    Raises:
+        UserError: as in `build_datasets`.
+    """
+    if data.split is not None and data.train is None:
+        raise _no_training_data()
+    return _Sources(data, seq_length).validation()
+
+
+def _no_training_data() -> UserError:
+    return UserError(
+        "data.train is not set: give the prefix of a tokenised dataset, or several with weights"
+    )
+
+
+def _plain(data: DataConfig) -> Shaping:
+    return Shaping(data.packing, data.isolate_documents, data.mask_document_ends)
 
 
 class _Sources:
@@ -86,6 +95,17 @@ class _Sources:
                 )
             )
         return BlendedDataset(datasets, list(weights.values()))
+
+    def validation(self) -> dict[str, BlendedDataset]:
+        """Return the validation sets, as `data.valid` or `data.split` say."""
+        data, part, sets = self.data, None, self.data.valid_sets
+        if data.split is not None:
+            part = 1
+            sets = {"": data.train_weights} if float(data.split.split(",")[1]) else {}
+        return {
+            name: self.blend(weights, seed=_VALIDATION_SEED, shaping=_plain(data), part=part)
+            for name, weights in sets.items()
+        }
 
     def _open(self, prefix: str) -> IndexedDataset:
         if prefix not in self.files:

@@ -78,7 +78,7 @@ def main(argv: Sequence[str], root: Path, program: str = "./deepy.py") -> int:
 
 
 def _main(argv: Sequence[str], root: Path, program: str) -> int:
-    given, *rest = argv
+    given, *rest = _with_whole_prompts(argv)
     script = given if given == "show" else f"{given.removesuffix('.py')}.py"
     worker = root / script
     # Looked up, not asked for: a name may be longer than a system takes, or none at all.
@@ -118,7 +118,9 @@ def _main(argv: Sequence[str], root: Path, program: str) -> int:
         requeued = status == STOPPED and job is not None and requeue(job)
         if status == STOPPED and not requeued and config.checkpoint.begins:
             start = config.checkpoint.start
-            does = "refuses every checkpoint, this run's too" if start == "fresh" else "begins there"
+            does = (
+                "refuses every checkpoint, this run's too" if start == "fresh" else "begins there"
+            )
             sys.stdout.write(f"but with --set checkpoint.start=auto: {start!r} {does}\n")
     return status
 
@@ -173,6 +175,17 @@ def _help(script: str, worker: Path, program: str) -> int:
         return 0
     command = [sys.executable, str(worker), "--help"]
     return run(command, environment=dict(os.environ), folder=Path.cwd())
+
+
+def _with_whole_prompts(argv: Sequence[str]) -> list[str]:
+    """Return the words with each prompt that looks like an option joined: `--prompt=-x`."""
+    whole: list[str] = []
+    for word in argv:
+        if whole and whole[-1] == "--prompt" and word.startswith("-"):
+            whole[-1] = f"--prompt={word}"
+        else:
+            whole.append(word)
+    return whole
 
 
 def _parse(argv: Sequence[str], program: str) -> tuple[list[Path], argparse.Namespace, list[str]]:

@@ -114,7 +114,7 @@ MISTAKES = {
     "two shares": ("optimizer:", "data:\n  split: 99,1\noptimizer:", "line 13: data.split: split must be three shares such as '969,30,1', the first above 0, got '99,1'"),
     "shares that are no numbers": ("optimizer:", "data:\n  split: nan,1,1\noptimizer:", "line 13: data.split: split must be three shares such as '969,30,1', the first above 0, got 'nan,1,1'"),
     "a weight of nothing": ("optimizer:", "data:\n  train: {a: 0.5, b: 0}\noptimizer:", "line 13: data.train: the weight of b should be a number above 0, got 0"),
-    "a weight that is no number": ("optimizer:", "data:\n  valid:\n    a: half\noptimizer:", "line 13: data.valid: the weight of a should be a number above 0, got half"),
+    "a weight that is no number": ("optimizer:", "data:\n  train:\n    a: half\noptimizer:", "line 13: data.train: the weight of a should be a number above 0, got half"),
     "an empty blend": ("optimizer:", "data:\n  train: {}\noptimizer:", "line 13: data.train: a blend needs at least one dataset, such as {data/code: 0.5}"),
     "a list of datasets": ("optimizer:", "data:\n  train: [a, b]\noptimizer:", "line 13: data.train: input should be the prefix of a dataset or a mapping of prefixes to weights, got ['a', 'b']"),
     "labels of an unknown dataset": ("optimizer:", "data:\n  train: a\n  labels: {b: c}\noptimizer:", "line 14: data.labels: b is in neither train nor valid: a"),

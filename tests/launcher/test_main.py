@@ -70,6 +70,13 @@ def test_arguments_reach_a_script_as_they_are(deepy, root):
     assert tuple(arguments) == words
 
 
+@pytest.mark.parametrize("text", ["-x", "--set", "--dry-run", "-h", "--help", "--prompt", "-"])
+def test_a_prompt_may_look_like_an_option(deepy, root, text):
+    assert deepy("generate.py", "tiny.yml", "--prompt", text, "--prompt", "-y")[0] == 0
+    arguments = json.loads((root / "generate.started").read_text())[2:]
+    assert arguments == [f"--prompt={text}", "--prompt=-y"]
+
+
 def test_overrides_may_follow_a_scripts_arguments(deepy, root):
     deepy("generate.py", "tiny.yml", "--prompt", "x", "--set", "generation.seed=7")
     packed = json.loads((root / "generate.started").read_text())[1]
