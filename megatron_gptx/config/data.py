@@ -2,14 +2,28 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
-from megatron_gptx.config.section import Problem, Section
+from megatron_gptx.config.paths import GivenPath, expand_given
+from megatron_gptx.config.section import Check, Problem, Section
 
 Packing = Literal["stream", "until_overflow", "document"]
-Blend = str | dict[str, float]
+
+
+def _expand_blend(blend: str | dict[str, float]) -> str | dict[str, float]:
+    if isinstance(blend, str):
+        return expand_given(blend)
+    return {expand_given(prefix): weight for prefix, weight in blend.items()}
+
+
+def _expand_labels(labels: dict[str, str]) -> dict[str, str]:
+    return {expand_given(prefix): expand_given(other) for prefix, other in labels.items()}
+
+
+Blend = Annotated[str | dict[str, float], AfterValidator(_expand_blend)]
+Labels = Annotated[dict[str, str], AfterValidator(_expand_labels)]
 
 
 class FillInTheMiddleConfig(Section):
@@ -47,7 +61,7 @@ class DataConfig(Section):
         description="Shares of `train`'s documents for training, validation and test, such as "
         "'969,30,1', taken of each dataset; not together with `valid`.",
     )
-    labels: dict[str, str] = Field(
+    labels: Labels = Field(
         default_factory=dict,
         description="Prefix of a dataset to the prefix of another one of the same lengths, which "
         "says what is to be learned at each of its tokens: an id, or -100 for nothing.",
@@ -68,7 +82,7 @@ class DataConfig(Section):
         "before it; part of `isolate_documents`.",
     )
     fill_in_the_middle: FillInTheMiddleConfig = Field(default_factory=FillInTheMiddleConfig)
-    tokenizer: str | None = Field(
+    tokenizer: GivenPath | None = Field(
         None,
         description="What tools/preprocess_data.py takes as `--tokenizer`: tokenizer.json, GPT-2's "
         "vocab.json, NAME.model, NAME.tiktoken or `bytes`. For generation, for checking "
@@ -77,6 +91,7 @@ class DataConfig(Section):
     prefetch: int = Field(
         2,
         ge=0,
+        le=100_000,
         description="Steps a background thread reads ahead, or groups of 65,536 tokens where a "
         "step has fewer; 0 reads in line.",
     )
@@ -114,16 +129,23 @@ class DataConfig(Section):
             )
         return split
 
-    def problems(self) -> Iterator[Problem]:
-        """Yield options that contradict each other, and those that lack another one."""
+    def checks(self) -> tuple[Check, ...]:
+        """Return what looks for contradictions, and for options that lack another one."""
+        return self._split_or_valid, self._labels_have_datasets, self._infilling
+
+    def _split_or_valid(self) -> Iterator[Problem]:
         if self.split is not None and self.valid is not None:
             yield Problem("split", "give either valid or split, not both")
+
+    def _labels_have_datasets(self) -> Iterator[Problem]:
         known = {**self.train_weights, **self.valid_weights}
         for prefix in self.labels:
             if prefix not in known:
                 yield Problem(
                     "labels", f"{prefix} is in neither train nor valid: {', '.join(known) or '-'}"
                 )
+
+    def _infilling(self) -> Iterator[Problem]:
         if self.fill_in_the_middle.rate:
             if self.tokenizer is None:
                 yield Problem("fill_in_the_middle.rate", "needs the ids of data.tokenizer: set it")

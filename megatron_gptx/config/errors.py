@@ -9,6 +9,22 @@ class ConfigError(UserError):
     """One or more problems in a configuration, all reported at once."""
 
 
+class OptionError(ConfigError):
+    """An option whose value cannot be used; the launcher adds where it is written.
+
+    Attributes:
+        key: the option, `launch.hostfile`.
+        message: why it cannot be used, and what to do.
+    """
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(key, message)
+        self.key, self.message = key, message
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}"
+
+
 def why(error: Exception) -> str:
     """Return why something failed, of a system's error without its number and its file."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -5,6 +5,7 @@ turns `off` into False, reads `3e-4` as a string and forgets where a value stood
 YAML 1.2 core schema; nothing in a file can construct an object.
 """
 
+import codecs
 import difflib
 import math
 import re
@@ -171,9 +172,15 @@ def _read_text(path: Path) -> str:
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise UnreadableError(Place(source), f"cannot be read: {reason}") from None
+    if b"\0" in data and not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UnreadableError(
+            Place(source), "this is a binary file, not text; name a YAML file with sections"
+        )
     if len(data) > MAX_BYTES:
         raise UnreadableError(
-            Place(source), f"this is no configuration: larger than {MAX_BYTES // 1024} KiB"
+            Place(source),
+            f"this file is larger than {MAX_BYTES // 1024} KiB, which no configuration is; name a "
+            "YAML file with sections",
         )
     try:
         return data.decode("utf-8-sig")
@@ -205,7 +212,8 @@ def _compose(text: str, source: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         raise _syntax_problem(error, text, source) from None
     except RecursionError:
-        raise UnreadableError(Place(source), "values are nested too deeply") from None
+        line = loader.line + 1  # where the parser gave up
+        raise UnreadableError(_place(source, line), "values are nested too deeply") from None
     finally:
         loader.dispose()
 
@@ -248,6 +256,16 @@ class _NodeLoader(yaml.SafeLoader):
         return f"{TAG_PREFIX}{'seq' if kind is yaml.SequenceNode else 'map'}"
 
 
+def _joined(first: Any, second: Any) -> Any:
+    """Return two mappings as one, the second one's values before the first one's."""
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return second
+    joined = dict(first)
+    for key, value in second.items():
+        joined[key] = _joined(first.get(key), value)
+    return joined
+
+
 class _Converter:
     """Turns nodes into values, noting places and problems in a document."""
 
@@ -286,12 +304,14 @@ class _Converter:
                 continue
             key = key_node.value
             inner = (*path, key)
+            value = self.value(value_node, inner, depth=depth + 1)
             if key in values:
                 first = f", first on line {lines[key]}" if self.with_lines else ""
                 self.problem(key_node, inner, f"given twice{first}; keep one")
             lines[key] = key_node.start_mark.line + 1
             self.document.places[inner] = self.place(key_node)
-            values[key] = self.value(value_node, inner, depth=depth + 1)
+            # Of a section given twice nothing is lost: its options would seem to be missing.
+            values[key] = _joined(values.get(key), value)
         return values
 
     def item(self, node: yaml.Node, path: KeyPath, depth: int) -> Any:

@@ -4,18 +4,21 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from megatron_gptx.config.errors import ConfigError, UserError
-from megatron_gptx.config.load import load, load_with_sources
+from megatron_gptx.config.errors import OptionError, UserError
+from megatron_gptx.config.load import draft, load_with_sources
 from megatron_gptx.config.schema import Config
+from megatron_gptx.config.section import Problem, findings
 from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.costs.plan import make_plan
 from megatron_gptx.data.build import decide_steps
-from megatron_gptx.data.check import check_datasets
+from megatron_gptx.data.check import dataset_problems
 from megatron_gptx.distributed.status import FINISHED, INTERRUPTED, MISTAKE, STOPPED
+from megatron_gptx.launcher.checks import launch_checks, single_process_checks
 from megatron_gptx.launcher.command import (
     SINGLE_PROCESS,
     WITHOUT_ARGUMENTS,
@@ -77,10 +80,12 @@ def _main(argv: Sequence[str], root: Path) -> int:
     if script == "show":
         _show(paths, options.set)
         return 0
-    config = load(paths, options.set)
     if script in SINGLE_PROCESS:
         if options.requeue:
             raise UserError(f"--requeue is for scripts that train, not for {script}")
+        found = draft(paths, options.set)
+        checks = partial(single_process_checks, dry_run=options.dry_run)
+        config = found.finish(findings(checks(found.config)) if found.config else ()).config
         alone = Placement(local_device(config), replicas=1, ranks=1)
         if options.dry_run:
             sys.stdout.write(f"{make_plan(config).table()}\n")
@@ -95,6 +100,11 @@ def _main(argv: Sequence[str], root: Path) -> int:
     job = slurm_job() if options.requeue else None
     earlier = job if job is not None and started_before() else None
     with StopRequests() as requests:
+        found = draft(paths, options.set)
+        words = [str(worker), *arguments]
+        config = found.finish(
+            _training_problems(found.config, words, job=earlier) if found.config else ()
+        ).config
         status = _train(
             config, worker, arguments, dry_run=options.dry_run, requests=requests, job=earlier
         )
@@ -117,15 +127,39 @@ def _train(
     job: str | None,
 ) -> int:
     config, placement = resolve(config)
+    epochs, config = config.training.epochs, decide_steps(config)
     sys.stdout.write(f"{make_plan(config).table()}\n")
     if dry_run:
         return FINISHED
-    check_placement(config, placement)
-    check_datasets(config)
-    if config.training.epochs is not None:
-        epochs, config = config.training.epochs, decide_steps(config)
+    if epochs is not None:
         sys.stdout.write(f"\ntraining.epochs {epochs:g}: {config.training.steps:,} steps\n")
     return launch(config, placement, worker, arguments, requests=requests, job=job)
+
+
+def _training_problems(
+    config: Config, words: Sequence[str], *, job: str | None
+) -> Iterator[Problem]:
+    """Yield everything that a launch of ranks would fail by, of a configuration read in part too.
+
+    Args:
+        config: the configuration.
+        words: script and arguments of every rank.
+        job: number of the SLURM job that is started again.
+    """
+
+    def placement() -> Iterator[Problem]:
+        check_placement(*resolve(config))
+        yield from ()
+
+    def epochs() -> Iterator[Problem]:
+        if not wrong_data:
+            decide_steps(resolve(config)[0])
+        yield from ()
+
+    yield from findings([placement])
+    wrong_data = list(dataset_problems(config))
+    yield from wrong_data
+    yield from findings([epochs, *launch_checks(config, words, fresh_may_go_on=job is not None)])
 
 
 def resolve(config: Config) -> tuple[Config, Placement]:
@@ -140,8 +174,9 @@ def resolve(config: Config) -> tuple[Config, Placement]:
     try:
         _ = config.batch
     except ValueError as error:
-        raise ConfigError(
-            f"{placement.replicas} replicas fit on the devices here: {error}"
+        raise OptionError(
+            "training.global_batch_size",
+            f"{placement.replicas} replicas fit on the devices here: {error}",
         ) from None
     return config, placement
 

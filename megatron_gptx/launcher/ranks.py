@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import UserError, why
 from megatron_gptx.config.schema import Config
 from megatron_gptx.distributed.log import (
     failure_marker,
@@ -129,7 +129,7 @@ def prepare_logs(run_dir: Path) -> Path:
         for marker in (failure_marker, finished_marker, stopped_marker):
             marker(run_dir).unlink(missing_ok=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"output.run_dir {run_dir} cannot be used: {error}") from None
+        raise UserError(f"output.run_dir {run_dir} cannot be used: {why(error)}") from None
     return logs
 
 
