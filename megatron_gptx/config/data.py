@@ -103,7 +103,7 @@ class DataConfig(Section):
             return value
         if not isinstance(value, dict):
             raise ValueError(
-                f"input should be the prefix of a dataset or a mapping of prefixes to weights, "
+                f"should be the prefix of a dataset or a mapping of prefixes to weights, "
                 f"got {value!r}"
             )
         if not value:

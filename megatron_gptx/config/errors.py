@@ -1,5 +1,7 @@
 """What users are shown instead of a traceback."""
 
+from json import JSONDecodeError
+
 
 class UserError(Exception):
     """A mistake its reader can mend: the message says what is wrong, where, and what to do."""
@@ -27,6 +29,10 @@ class OptionError(ConfigError):
 
 def why(error: Exception) -> str:
     """Return why something failed, of a system's error without its number and its file."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
+    if isinstance(error, JSONDecodeError):
+        return f"it is not JSON (line {error.lineno}, column {error.colno})"
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 

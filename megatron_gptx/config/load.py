@@ -60,12 +60,18 @@ class Draft:
         """
         problems = list(self.problems)
         reported = {problem.path for problem in problems}
-        for key, message in more:
+        # Several checks may be ended by the same mistake.
+        for key, message in dict.fromkeys(more):
             path = _parts(key)
             if path and path in reported:
                 continue  # its value is wrong by itself
             problems.append(self._locate(path, message))
         if problems:
+            # In the order of the command line.
+            order = [str(path) for path in self.paths]
+            problems.sort(
+                key=lambda p: order.index(p.place.source) if p.place.source in order else len(order)
+            )
             raise ConfigError(report(problems))
         assert self.config is not None, "a source that cannot be read is a problem"
         return Loaded(self.config, _sources(self.document))

@@ -8,7 +8,7 @@ from pydantic_core import ErrorDetails
 
 from megatron_gptx.config.options import walk_options, walk_sections
 from megatron_gptx.config.section import Section
-from megatron_gptx.config.yaml_reader import KeyPath, LocatedProblem, closest
+from megatron_gptx.config.yaml_reader import KeyPath, LocatedProblem, closest, parse_scalar
 
 
 def report(problems: Sequence[LocatedProblem]) -> str:
@@ -22,7 +22,9 @@ def report(problems: Sequence[LocatedProblem]) -> str:
         return f"{problems[0].place.source}: {problems[0].message}"
     one_file = len(sources) == 1 and not sources[0].startswith("--set ")
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    lines = [f"{sources[0] if one_file else 'the configuration'} has {count}:"]
+    # What several files lack is written in none of them.
+    verb = "have" if one_file and " + " in sources[0] else "has"
+    lines = [f"{sources[0] if one_file else 'the configuration'} {verb} {count}:"]
     for problem in ordered:
         parts = []
         source, line = problem.place
@@ -52,32 +54,81 @@ def describe_error(error: ErrorDetails) -> str:
         return f"unknown key{_hint(path)}"
     if kind == "missing":
         return _missing(path)
-    if kind == "literal_error":
-        guess = closest(value, _strings(context["expected"])) if isinstance(value, str) else None
-        hint = f"; did you mean '{guess}'?" if guess else ""
-        return f"input should be {context['expected']}, got {show(value)}{hint}"
-    if kind == "model_type":
-        hint = "; remove the empty section" if value is None else ""
-        return f"input should be a mapping of options, got {show(value)}{hint}"
-    if kind == "dict_type":
-        return f"input should be a mapping, got {show(value)}"
     if kind == "value_error":
         return str(context["error"])
-    message = error["msg"][0].lower() + error["msg"][1:]
-    if kind in {"too_short", "too_long"}:
-        return message.replace(" after validation", "")
-    hint = ""
+    return f"should be {_expected(kind, context, value)}, got {show(value)}{_remedy(kind, error)}"
+
+
+# What pydantic's kinds of errors ask for.
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list, such as [1, 2]",
+    "dict_type": "a mapping of options",
+    "model_type": "a mapping of options",
+    "finite_number": "a finite number",
+}
+
+
+def _expected(kind: str, context: dict[str, Any], value: Any) -> str:
+    match kind:
+        case "literal_error":
+            return str(context["expected"])
+        case "greater_than":
+            return f"above {_number(context['gt'])}"
+        case "greater_than_equal":
+            return f"{_number(context['ge'])} or more"
+        case "less_than":
+            return f"below {_number(context['lt'])}"
+        case "less_than_equal":
+            return f"at most {_number(context['le'])}"
+        case "too_short":
+            return f"a list of at least {context['min_length']} values"
+        case "too_long":
+            return f"a list of at most {context['max_length']} values"
+        case "string_too_short":
+            return "text that is not empty"
+        case "string_pattern_mismatch":
+            return "a name or address without spaces and other special characters"
+    assert kind in _EXPECTED, f"no words for the kind {kind!r} of error, found in {value!r}"
+    return _EXPECTED[kind]
+
+
+def _remedy(kind: str, error: ErrorDetails) -> str:
+    value = error["input"]
+    if kind == "literal_error" and isinstance(value, str):
+        guess = closest(value, _strings(error["ctx"]["expected"]))
+        return f"; did you mean '{guess}'?" if guess else ""
+    if kind == "model_type" and value is None:
+        return "; remove the empty section"
+    if kind in {"int_type", "float_type"} and isinstance(value, str):
+        number = isinstance(parse_scalar(value), int | float)
+        return "; remove the quotes" if number else ""
+    if kind == "int_type" and isinstance(value, float) and value.is_integer():
+        return f"; write {value:.0f}"
     if kind == "bool_type" and value in ("on", "off", "yes", "no"):
-        hint = "; use true or false"
-    return f"{message}, got {show(value)}{hint}"
+        return f"; write {'true' if value in ('on', 'yes') else 'false'}"
+    if kind == "string_type" and value is not None and not isinstance(value, list | dict):
+        return "; put it in quotes"
+    return ""
+
+
+def _number(value: float) -> str:
+    """Return a bound as people write it: 10,000 and 1e-30."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,g}"
 
 
 def show(value: Any) -> str:
     """Return a value as a user would write it, shortened."""
     if isinstance(value, dict):
         return "a mapping"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -130,10 +130,14 @@ class ModelConfig(Section):
         as what they stand for; what no weight depends on does not count.
         """
         theirs, ours = _flat(other.resolved().model_dump()), _flat(self.resolved().model_dump())
+        given = _flat(other.model_dump()), _flat(self.model_dump())
         return {
             option: (theirs[option], ours[option])
             for option in ours
-            if theirs[option] != ours[option] and option not in WITHOUT_WEIGHTS
+            if theirs[option] != ours[option]
+            and option not in WITHOUT_WEIGHTS
+            # Where both are left to their defaults, those differ through another option.
+            and (given[0][option] is not None or given[1][option] is not None)
         }
 
     @property

@@ -13,8 +13,9 @@ class OutputConfig(Section):
 
     run_dir: PathText = Field(
         "",
-        description="Folder for config, metrics, logs and checkpoints, such as `runs/1B`. Every "
-        "experiment names one of its own: a start in a folder with checkpoints goes on from them.",
+        description="Folder for config, metrics, logs and checkpoints, such as `runs/1B`. A launch "
+        "needs one, and every experiment its own: a start in a folder with checkpoints goes on "
+        "from them.",
     )
 
 

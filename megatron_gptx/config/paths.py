@@ -20,8 +20,8 @@ def expand(text: str) -> str:
     """
     if found := _VARIABLE.search(text):
         raise ValueError(
-            f"holds the variable {found[0]}, and a configuration replaces none: write the path "
-            "out, or let a shell do it, as in --set output.run_dir=$SCRATCH/run"
+            f"holds the variable {found[0]}, which is not replaced here: write the path out, or "
+            "let a shell replace it on the command line, as in --set output.run_dir=$SCRATCH/x"
         )
     if not text.startswith("~"):
         return text

@@ -161,7 +161,9 @@ class Config(Section):
             for part in key.split("."):
                 found = found.get(part) if isinstance(found, dict) else None
             if found is not None:
-                yield Problem(f"deepspeed.{key}", f"decided by {option}; set that instead")
+                yield Problem(
+                    f"deepspeed.{key}", f"is decided by the option {option}; set that instead"
+                )
 
     def _empty_stages(self) -> Iterator[Problem]:
         layers, stages = self.model.num_pipeline_layers, self.parallel.pipeline_stages

@@ -322,9 +322,9 @@ class _Converter:
         value = parse_scalar(node.value)
         text = node.value if len(node.value) <= 40 else node.value[:37] + "..."
         if isinstance(value, float) and not math.isfinite(value):
-            self.problem(node, path, f"input should be a finite number, got {text}")
+            self.problem(node, path, f"should be a finite number, got {text}")
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            self.problem(node, path, f"input should be a number of at most 64 bits, got {text}")
+            self.problem(node, path, f"should be a number of at most 64 bits, got {text}")
         return value
 
     def problem(self, node: yaml.Node, path: KeyPath, message: str) -> None:

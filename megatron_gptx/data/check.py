@@ -101,8 +101,8 @@ class _Examination:
 
     def _samples(self) -> Iterator[Problem]:
         """Build what the ranks will build: nothing may be too small, or lack a token."""
-        if not self.all_open:
-            return
+        if not self.all_open or any(findings(self.config.data.checks())):
+            return  # what is missing, or contradicts itself, cannot be built
         config, data = self.config, self.config.data
         tries = {"data.train": data.model_copy(update={"valid": None}), "data.valid": data}
         if data.split is not None:

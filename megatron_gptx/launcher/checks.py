@@ -1,6 +1,7 @@
 """What a launch would fail by: folders, ports, hosts and checkpoints, before a process starts."""
 
 import errno
+import json
 import os
 import shutil
 import socket
@@ -193,9 +194,11 @@ def _checkpoint(config: Config, *, fresh_may_go_on: bool) -> Iterator[Problem]:
         return
     try:
         found = _newest_readable(run_dir) if start == "intact" else newest(run_dir)
-    except (CheckpointError, OSError) as error:
+    except CheckpointError as error:
         yield Problem("output.run_dir", str(error))
         return
+    except OSError:
+        return  # nor can the run folder be used, which has a check of its own
     if found is None:
         return
     if start == "fresh" and not fresh_may_go_on:
@@ -231,6 +234,11 @@ def _model_problems(found: Checkpoint, model: ModelConfig) -> Iterator[Problem]:
     for option, (before, now) in model.differences(saved).items():
         yield Problem(
             f"model.{option}",
-            f"is {now}, but the model in {found.path} has {before}; take that value to go on from "
-            "there, or another output.run_dir",
+            f"is {_written(now)}, but the model in {found.path} has {_written(before)}; take that "
+            "value to go on from there, or another output.run_dir",
         )
+
+
+def _written(value: object) -> str:
+    """Return a value as it is written in a configuration."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -49,9 +49,9 @@ def place(config: Config) -> Placement:
     if device == "cuda" and available < needed:
         raise OptionError(
             "launch.device",
-            f"cuda needs {needed} GPUs for the layout of this run ({stages} pipeline stages x "
-            f"{wanted or 1} replicas), but there are {available}; use fewer stages or replicas, or "
-            "cpu",
+            f"cuda needs {needed} GPU(s) for the layout of this run ({stages} pipeline stage(s) x "
+            f"{wanted or 1} replica(s)), but there are {available}; use fewer stages or replicas, "
+            "or cpu",
         )
     replicas = wanted or (available // stages if device == "cuda" else 1)
     return Placement(device, replicas, stages * replicas)
@@ -81,14 +81,14 @@ def check_placement(config: Config, placement: Placement) -> None:
     if placement.device == "cpu" and placement.ranks > max(64, 4 * cores):
         raise OptionError(
             "parallel.data_replicas",
-            f"the layout of this run would start {placement.ranks} processes on {cores} CPU cores: "
-            "use fewer replicas or stages",
+            f"the layout of this run would start {placement.ranks} processes on the CPU, many more "
+            "than it has cores; use fewer replicas or stages",
         )
     if placement.device == "cpu" and config.precision == "fp16":
         raise OptionError(
             "precision",
             "fp16 trains on GPUs only, and this run would use the CPU "
-            f"({placement.ranks} GPUs needed, {count_gpus()} here); use as many stages as there "
+            f"({placement.ranks} GPU(s) needed, {count_gpus()} here); use as many stages as there "
             "are GPUs, such as with configs/overlays/one-gpu.yml, or bf16",
         )
 
@@ -107,8 +107,8 @@ def _place_on_hosts(config: Config, hostfile: Path) -> Placement:
         raise OptionError(
             "launch.hostfile",
             f"{hostfile} has {slots} slots, and DeepSpeed's runner starts a rank in each, but "
-            f"parallel asks for {stages * replicas} ranks ({stages} pipeline stages x {replicas} "
-            "replicas); change the slots or parallel",
+            f"parallel asks for {stages * replicas} ranks ({stages} pipeline stage(s) x {replicas} "
+            "replica(s)); change the slots or parallel",
         )
     return Placement("cuda", replicas, slots)
 

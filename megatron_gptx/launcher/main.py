@@ -152,7 +152,7 @@ def _training_problems(
         yield from ()
 
     def epochs() -> Iterator[Problem]:
-        if not wrong_data:
+        if not wrong_data and not any(findings(config.data.checks())):
             decide_steps(resolve(config)[0])
         yield from ()
 

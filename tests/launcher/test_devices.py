@@ -82,7 +82,7 @@ def test_too_few_gpus_send_an_undecided_run_to_the_cpu(machine, configure):
 
 def test_too_few_gpus_stop_a_run_that_insists_on_them(machine, configure):
     machine(3)
-    with pytest.raises(ConfigError, match=r"4 GPUs .*\(2 .* x 2 replicas\), but there are 3"):
+    with pytest.raises(ConfigError, match=r"4 GPU.* \(2 .* x 2 .*\), but there are 3"):
         place(configure("cuda", replicas=2))
 
 
