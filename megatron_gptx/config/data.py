@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
+from megatron_gptx.config.errors import show
 from megatron_gptx.config.paths import GivenPath, expand_given
 from megatron_gptx.config.section import Check, Problem, Section
 
@@ -104,14 +105,16 @@ class DataConfig(Section):
         if not isinstance(value, dict):
             raise ValueError(
                 f"should be the prefix of a dataset or a mapping of prefixes to weights, "
-                f"got {value!r}"
+                f"got {show(value)}"
             )
         if not value:
             raise ValueError("a blend needs at least one dataset, such as {data/code: 0.5}")
         for prefix, weight in value.items():
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
             if not number or not 0 < weight < math.inf:
-                raise ValueError(f"the weight of {prefix} should be a number above 0, got {weight}")
+                raise ValueError(
+                    f"the weight of {prefix} should be a number above 0, got {show(weight)}"
+                )
         return value
 
     @field_validator("split")
@@ -142,13 +145,18 @@ class DataConfig(Section):
         for prefix in self.labels:
             if prefix not in known:
                 yield Problem(
-                    "labels", f"{prefix} is in neither train nor valid: {', '.join(known) or '-'}"
+                    "labels",
+                    f"{prefix} is a dataset of neither data.train nor data.valid; those are "
+                    f"{', '.join(known) or 'not set'}",
                 )
 
     def _infilling(self) -> Iterator[Problem]:
         if self.fill_in_the_middle.rate:
             if self.tokenizer is None:
-                yield Problem("fill_in_the_middle.rate", "needs the ids of data.tokenizer: set it")
+                yield Problem(
+                    "fill_in_the_middle.rate",
+                    "needs data.tokenizer, for the ids of its tokens: set it",
+                )
             if self.labels:
                 yield Problem(
                     "fill_in_the_middle.rate",

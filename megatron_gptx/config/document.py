@@ -32,9 +32,9 @@ which win over all files:
   refused, since a configuration should mean the same for everyone: a shell may replace them, as in
   `--set output.run_dir=$SCRATCH/run`.
 - Unknown options, values of a wrong type, keys given twice, options that contradict each other,
-  missing datasets, ids outside the vocabulary, a run folder with another model's checkpoint, unknown
-  hosts and a port in use are all reported at once before anything starts, each with its file and
-  line. `--dry-run` makes the same checks and ends with the same status, 2.
+  missing datasets, ids outside the vocabulary, a run folder with another model's checkpoint,
+  unknown hosts and a port in use are all reported at once before anything starts, each with its
+  file and line. `--dry-run` makes the same checks and ends with the same status, 2.
 - The first line of each file in `configs/` lets editors that know the YAML language server complete
   and check options.
 

@@ -1,6 +1,7 @@
 """What users are shown instead of a traceback."""
 
 from json import JSONDecodeError
+from typing import Any
 
 
 class UserError(Exception):
@@ -40,3 +41,15 @@ def describe(error: Exception) -> str:
     """Return what a user is shown of an error: of a system's, FILE: REASON."""
     file = error.filename if isinstance(error, OSError) else None
     return why(error) if file is None else f"{file}: {why(error)}"
+
+
+def show(value: Any) -> str:
+    """Return a value as a user would write it, shortened."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,11 +1,13 @@
 """What a mistake is called: pydantic's findings and a report of them, in words for users."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from megatron_gptx.config.errors import show
 from megatron_gptx.config.options import walk_options, walk_sections
 from megatron_gptx.config.section import Section
 from megatron_gptx.config.yaml_reader import KeyPath, LocatedProblem, closest, parse_scalar
@@ -104,9 +106,15 @@ def _remedy(kind: str, error: ErrorDetails) -> str:
         return f"; did you mean '{guess}'?" if guess else ""
     if kind == "model_type" and value is None:
         return "; remove the empty section"
+    if kind == "model_type" and isinstance(value, list) and value and isinstance(value[0], dict):
+        return "; write its options without a dash"
+    if kind == "list_type" and isinstance(value, str) and re.fullmatch(r"[-\d., ]+", value):
+        return f"; write [{', '.join(re.findall(r'[-.0-9]+', value))}]"
     if kind in {"int_type", "float_type"} and isinstance(value, str):
-        number = isinstance(parse_scalar(value), int | float)
-        return "; remove the quotes" if number else ""
+        if _is_number(value):
+            return "; remove the quotes"
+        plain = value.replace("_", "").replace(",", ".")
+        return f"; write {plain}" if _is_number(plain) else ""
     if kind == "int_type" and isinstance(value, float) and value.is_integer():
         return f"; write {value:.0f}"
     if kind == "bool_type" and value in ("on", "off", "yes", "no"):
@@ -116,21 +124,15 @@ def _remedy(kind: str, error: ErrorDetails) -> str:
     return ""
 
 
+def _is_number(text: str) -> bool:
+    value = parse_scalar(text)
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _number(value: float) -> str:
     """Return a bound as people write it: 10,000 and 1e-30."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:,g}"
-
-
-def show(value: Any) -> str:
-    """Return a value as a user would write it, shortened."""
-    if isinstance(value, dict):
-        return "a mapping"
-    if value is None:
-        return "nothing (null)"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    whole = isinstance(value, int) or (value.is_integer() and abs(value) < 1e15)
+    return f"{value:,.0f}" if whole else f"{value:g}"
 
 
 def suggested_key(path: KeyPath) -> str | None:
@@ -163,7 +165,8 @@ def _hint(path: KeyPath) -> str:
 def _missing(path: KeyPath) -> str:
     if section := dict[KeyPath, type[Section]](walk_sections()).get(path):
         names = [name for name, field in section.model_fields.items() if field.is_required()]
-        return f"section is missing; it needs {', '.join(names)}"
+        some = ", ".join(names) or f"options, such as {next(iter(section.model_fields))}"
+        return f"section is missing; it needs {some}"
     fields: dict[KeyPath, FieldInfo] = {option.path: option.field for option in walk_options()}
     field = fields.get(path)
     return "required option is missing" + (f": {field.description}" if field else "")

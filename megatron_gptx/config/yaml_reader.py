@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from megatron_gptx.config.syntax import describe_syntax
+
 # A configuration is a page of text; the bounds stop a wrong file, or one made of nested aliases
 # that expands to billions of values, before it fills the memory.
 MAX_BYTES = 256 * 1024
@@ -164,7 +166,7 @@ def _read_text(path: Path) -> str:
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise UnreadableError(Place(source), f"no such file{_similar_file(path)}") from None
+        raise UnreadableError(Place(source), _missing_file(path)) from None
     except IsADirectoryError:
         raise UnreadableError(
             Place(source), "this is a directory; name a YAML file in it"
@@ -190,14 +192,16 @@ def _read_text(path: Path) -> str:
         raise UnreadableError(Place(source, line), message) from None
 
 
-def _similar_file(path: Path) -> str:
+def _missing_file(path: Path) -> str:
+    # A relative path is relative to the folder in which the command runs.
+    message = "no such file" if path.is_absolute() else f"no such file in {Path.cwd()}"
     try:
         names = [found for found in path.parent.iterdir() if found.suffix in {".yml", ".yaml"}]
     except (OSError, ValueError):
-        return ""
+        return message
     by_stem = {found.stem: found for found in names}
     stem = closest(path.stem, by_stem) or closest(path.name, by_stem)
-    return f"; did you mean {by_stem[stem]}?" if stem else ""
+    return f"{message}; did you mean {by_stem[stem]}?" if stem else message
 
 
 def _compose(text: str, source: str) -> yaml.Node | None:
@@ -210,31 +214,13 @@ def _compose(text: str, source: str) -> yaml.Node | None:
     try:
         return loader.get_single_node()
     except yaml.MarkedYAMLError as error:
-        raise _syntax_problem(error, text, source) from None
+        line, message = describe_syntax(error, text)
+        raise UnreadableError(_place(source, line), message) from None
     except RecursionError:
         line = loader.line + 1  # where the parser gave up
         raise UnreadableError(_place(source, line), "values are nested too deeply") from None
     finally:
         loader.dispose()
-
-
-def _syntax_problem(error: yaml.MarkedYAMLError, text: str, source: str) -> UnreadableError:
-    mark = error.problem_mark or error.context_mark
-    line = mark.line + 1 if mark else 1
-    # PyYAML may notice a tab only at the colon behind it, or not call it by its name.
-    lines = text.splitlines()[:line]
-    tabs = [number for number, found in enumerate(lines, 1) if re.match(r" *\t", found)]
-    if "'\\t'" in (error.problem or "") or (tabs and tabs[-1] == line):
-        return UnreadableError(_place(source, line), "found a tab; YAML is indented with spaces")
-    if isinstance(error, yaml.composer.ComposerError) and "single document" in (
-        error.context or ""
-    ):
-        message = "a second document starts here; keep one per file"
-        return UnreadableError(_place(source, line), message)
-    parts = [part for part in (error.context, error.problem) if part]
-    if error.context_mark and error.context_mark.line + 1 != line:
-        parts[0] += f" that starts on line {error.context_mark.line + 1}"
-    return UnreadableError(_place(source, line), f"not valid YAML: {', '.join(parts)}")
 
 
 def _place(source: str, line: int) -> Place:
@@ -285,6 +271,8 @@ class _Converter:
             return [self.item(item, (*path, i), depth + 1) for i, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode) and (found := _NO_TEXT.search(node.value)):
             message = f"holds the character {found[0]!r}, which no path or name may hold"
+            if node.style == '"':
+                message += "; in double quotes a backslash begins an escape: use single quotes"
             self.problem(node, path, message)
             return None
         if isinstance(node, yaml.ScalarNode) and node.tag == PLAIN_TAG:

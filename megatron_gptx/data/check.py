@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Literal
 
+from megatron_gptx.config.data import DataConfig
 from megatron_gptx.config.errors import OptionError, UserError
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.section import Check, Problem, findings
@@ -103,15 +104,25 @@ class _Examination:
         """Build what the ranks will build: nothing may be too small, or lack a token."""
         if not self.all_open or any(findings(self.config.data.checks())):
             return  # what is missing, or contradicts itself, cannot be built
-        config, data = self.config, self.config.data
-        tries = {"data.train": data.model_copy(update={"valid": None}), "data.valid": data}
-        if data.split is not None:
-            tries = {"data.split": data}
-        for key, part in tries.items():
-            try:
-                build_datasets(part, seq_length=config.model.seq_length, seed=config.training.seed)
-            except OptionError:
-                raise
-            except UserError as error:
-                yield Problem(key, str(error))
-                return
+        data = self.config.data
+        if (problem := self._build(data)) is None:
+            return
+        # Which part of it: the first one that cannot be built without the later ones.
+        bare = data.model_copy(update={"labels": {}})
+        if data.split is not None and self._build(bare):
+            yield Problem("data.split", problem)
+        elif self._build(bare.model_copy(update={"valid": None})):
+            yield Problem("data.train", problem)
+        else:
+            yield Problem("data.valid" if self._build(bare) else "data.labels", problem)
+
+    def _build(self, data: DataConfig) -> str | None:
+        """Return why the datasets cannot be built, of which no option is to blame by itself."""
+        seq_length, seed = self.config.model.seq_length, self.config.training.seed
+        try:
+            build_datasets(data, seq_length=seq_length, seed=seed)
+        except OptionError:
+            raise
+        except UserError as error:
+            return str(error)
+        return None

@@ -98,9 +98,10 @@ def _unusable(folder: Path) -> str | None:
         try:
             if not above.is_dir():
                 if above.exists() or above.is_symlink():
+                    what = "a file" if above.exists() else "a link to nothing"
                     if above == folder:
-                        return f"{folder} is a file, not a folder"
-                    return f"{folder} cannot be a folder: {above} is a file"
+                        return f"{folder} is {what}, not a folder"
+                    return f"{folder} cannot be a folder: {above} is {what}"
                 above.stat()  # raises what is wrong with the name, or that there is no such folder
         except (FileNotFoundError, NotADirectoryError):
             continue

@@ -13,6 +13,7 @@ from megatron_gptx.config.errors import OptionError, UserError
 from megatron_gptx.config.load import draft, load_with_sources
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.section import Problem, findings
+from megatron_gptx.config.yaml_reader import closest
 from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.costs.plan import make_plan
 from megatron_gptx.data.build import decide_steps
@@ -76,7 +77,7 @@ def _main(argv: Sequence[str], root: Path) -> int:
         return _help(script, worker)
     paths, options, arguments = _parse(rest)
     if arguments and script in ("show", *WITHOUT_ARGUMENTS):
-        raise UserError(f"{script} does not know {shlex.join(arguments)}; see ./deepy.py --help")
+        raise UserError(f"{script} does not know {shlex.join(arguments)}{_meant(arguments[0])}")
     if script == "show":
         _show(paths, options.set)
         return 0
@@ -181,8 +182,24 @@ def resolve(config: Config) -> tuple[Config, Placement]:
     return config, placement
 
 
+def _meant(argument: str) -> str:
+    """Return what somebody who gave an unknown argument may have meant."""
+    if Path(argument).suffix in {".yml", ".yaml"}:
+        return "; name all configurations before the first option"
+    if argument.startswith("--") and "." in argument and "=" in argument:
+        return f"; did you mean --set {argument.removeprefix('--')}?"
+    guess = closest(argument.partition("=")[0], ("--set", "--dry-run", "--requeue", "--help"))
+    return f"; did you mean {guess}?" if guess else "; see ./deepy.py --help"
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        # In argparse's words: `argument --set: expected one argument`.
+        flag = message.partition(":")[0].removeprefix("argument ")
+        if message.endswith("expected one argument"):
+            message = f"{flag} needs a value, such as {flag} training.steps=100"
+        if "ignored explicit argument" in message:
+            message = f"{flag} takes no value"
         raise UserError(f"{message}; see ./deepy.py --help")
 
 
@@ -198,6 +215,8 @@ def _parse(argv: Sequence[str]) -> tuple[list[Path], argparse.Namespace, list[st
     rest, paths = list(argv), []
     while rest and not rest[0].startswith("-"):
         paths.append(Path(rest.pop(0)))
+    if not all(argv[: len(paths)]):
+        raise UserError("the name of a configuration is empty; name a file, such as configs/1B.yml")
     if not paths:
         raise UserError(f"no configuration given\n\n{USAGE}")
     parser = _Parser(allow_abbrev=False, add_help=False)

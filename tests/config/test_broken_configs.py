@@ -78,6 +78,7 @@ def launch(corpus, monkeypatch, tmp_path, capfd):
     for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "DS_ENV_FILE"):
         monkeypatch.delenv(name, raising=False)
     # No launcher, no ssh and no GPU, whatever this machine has.
+    monkeypatch.setenv("HOME", str(Path.cwd() / "home"))
     programs = tmp_path / "programs"
     programs.mkdir()
     monkeypatch.setenv("PATH", str(programs))
@@ -193,7 +194,7 @@ def test_several_unreadable_sources_are_all_reported():
     assert message(["tab.yml", "gone.yml"], ("steps",)) == (
         "the configuration has 3 problems:\n"
         "  tab.yml, line 2: found a tab; YAML is indented with spaces\n"
-        "  gone.yml: no such file\n"
+        f"  gone.yml: no such file in {Path.cwd()}\n"
         "  --set steps: expected section.key=value, such as training.steps=100"
     )
 

@@ -122,7 +122,7 @@ MISTAKES = {
     ),
     "a misspelt option": (["train.py", "tiny.yml", "--dryrun"], "train.py does not know --dryrun"),
     "an option cut short": (["train.py", "tiny.yml", "--dry"], "train.py does not know --dry"),
-    "an override without a value": (["train.py", "tiny.yml", "--set"], "--set: expected one"),
+    "an override without a value": (["train.py", "tiny.yml", "--set"], "--set needs a value"),
     "an override of nothing": (
         ["train.py", "tiny.yml", "--set", "model.layers=3"],
         "model.layers: unknown key",
