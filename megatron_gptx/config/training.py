@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from megatron_gptx.config.section import Problem, Section
+from megatron_gptx.config.section import Check, Problem, Section
 
 Precision = Literal["fp32", "bf16", "fp16"]
 STARTS = ("auto", "intact", "fresh")
@@ -21,6 +21,7 @@ class TrainingConfig(Section):
     epochs: float | None = Field(
         None,
         gt=0,
+        le=1_000_000,
         description="Passes over the training data instead of steps; a blend's pass has as many "
         "samples as its datasets have together.",
     )
@@ -59,8 +60,11 @@ class TrainingConfig(Section):
         "are compared before each save too. null never does.",
     )
 
-    def problems(self) -> Iterator[Problem]:
-        """Yield a run of no stated length, or of two."""
+    def checks(self) -> tuple[Check, ...]:
+        """Return what looks for a run of no stated length, or of two."""
+        return (self._length,)
+
+    def _length(self) -> Iterator[Problem]:
         if self.steps is None and self.epochs is None:
             yield Problem("steps", "required option is missing: give steps, or epochs")
         if self.steps is not None and self.epochs is not None:
@@ -70,15 +74,15 @@ class TrainingConfig(Section):
 class OptimizerConfig(Section):
     """AdamW. Weight decay never touches gates, norms and biases."""
 
-    lr: float = Field(gt=0, description="Peak learning rate.")
+    lr: float = Field(gt=0, le=1_000_000, description="Peak learning rate.")
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
         [0.9, 0.95], min_length=2, max_length=2, description="Decay of the two moments."
     )
-    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
+    eps: float = Field(1e-8, ge=1e-30, le=1, description="Added to the root of the second moment.")
     weight_decay: float = Field(0.1, ge=0, description="Decoupled decay of weight matrices.")
     decay_embeddings: bool = Field(False, description="Decay embedding tables as well.")
     gradient_clipping: float | None = Field(
-        1.0, gt=0, description="Largest global gradient norm; null does not clip."
+        1.0, ge=1e-12, description="Largest global gradient norm; null does not clip."
     )
 
 
@@ -173,8 +177,11 @@ class CheckpointConfig(Section):
         """Whether a start begins something that only its own restarts go on with."""
         return self.start not in ("auto", "intact")
 
-    def problems(self) -> Iterator[Problem]:
-        """Yield a URL that may hold a secret: configurations are saved and shown."""
+    def checks(self) -> tuple[Check, ...]:
+        """Return what looks for a URL with a secret in it: configurations are saved and shown."""
+        return (self._upload,)
+
+    def _upload(self) -> Iterator[Problem]:
         if self.upload and re.search(r"://[^/@]*:.*@|[?]", self.upload):
             yield Problem(
                 "upload",

@@ -144,7 +144,7 @@ def prepare_logs(run_dir: Path) -> None:
     try:
         for marker in (failure_marker, finished_marker, stopped_marker):
             marker(run_dir).unlink(missing_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"output.run_dir {run_dir} cannot be used: {why(error)}") from None
 
 
