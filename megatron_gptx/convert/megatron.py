@@ -45,14 +45,14 @@ def feedforward_width(ledger: Ledger) -> int:
 
 def megatron_shape(ledger: Ledger) -> Shape | str:
     """Return the model that Megatron-LM builds, or why its size is not known here."""
+    other = ("script", "spec", "num_experts", "multi_latent_attention", "mtp_num_layers")
+    if found := [name for name in other if name in ledger.settings]:
+        return f"models with {', '.join(found)} are not known here"
     needed = ("num_layers", "hidden_size", "num_attention_heads", "seq_length")
     layers, hidden, heads, length = (ledger.number(name) for name in needed)
     if None in (layers, hidden, heads, length):
         missing = [name for name in needed if ledger.number(name) is None]
         return f"without {', '.join(missing)}"
-    other = ("script", "spec", "num_experts", "multi_latent_attention", "mtp_num_layers")
-    if found := [name for name in other if name in ledger.settings]:
-        return f"models with {', '.join(found)} are not known here"
     inner = feedforward_width(ledger)
     plain_norm = ledger.given("normalization", "LayerNorm") == "LayerNorm"
     biases = not ledger.given("disable_bias_linear", False)
@@ -115,7 +115,7 @@ def _positions(ledger: Ledger) -> None:
         else:
             ledger.drop("no_position_embedding", "position_embedding_type decides")
     if ledger.open("max_position_embeddings"):
-        if ledger.value("max_position_embeddings") == ledger.value("seq_length"):
+        if ledger.value("max_position_embeddings") == ledger.options.get("model.seq_length"):
             ledger.drop("max_position_embeddings", "equals model.seq_length")
         elif not _learned(ledger):
             ledger.drop("max_position_embeddings", "positions have no table")

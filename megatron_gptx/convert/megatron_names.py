@@ -13,6 +13,7 @@ SAME = {
     "num_attention_heads": "model.num_heads",
     "seq_length": "model.seq_length",
     "encoder_seq_length": "model.seq_length",
+    "encoder_num_layers": "model.num_layers",
     "hidden_dropout": "model.dropout",
     "attention_dropout": "model.attention.dropout",
     "init_method_std": "model.init_std",
@@ -27,11 +28,13 @@ SAME = {
     "adam_eps": "optimizer.eps",
     "weight_decay": "optimizer.weight_decay",
     "pipeline_model_parallel_size": "parallel.pipeline_stages",
+    "zero_stage": "parallel.zero_stage",
     "save": "output.run_dir",
     "save_interval": "checkpoint.interval",
     "async_save": "checkpoint.asynchronous",
     "eval_interval": "evaluation.interval",
     "eval_iters": "evaluation.batches",
+    "hostfile": "launch.hostfile",
     "master_addr": "launch.master_addr",
     "master_port": "launch.master_port",
     "eod_mask_loss": "data.mask_document_ends",
@@ -52,6 +55,7 @@ WORDS: dict[str, tuple[str, dict[Any, Any]]] = {
     "fp16": ("precision", {True: "fp16"}),
     "bf16": ("precision", {True: "bf16"}),
     "use_distributed_optimizer": ("parallel.zero_stage", {True: 1}),
+    "cpu_optimizer": ("parallel.offload", {True: "optimizer"}),
     "optimizer_cpu_offload": ("parallel.offload", {True: "optimizer"}),
     "lr_decay_style": (
         "schedule.name",
@@ -84,6 +88,12 @@ DEFAULTS = {
 # Settings for which only these values have a counterpart, with what the others ask for.
 ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "script": ((), "a decoder that predicts the next token is the only kind of model"),
+    "module": (
+        ("pretrain_gpt",),
+        "a decoder that predicts the next token is the only kind of model",
+    ),
+    "deepspeed_config": ((), "settings in a file of their own: see the section `deepspeed`"),
+    "use_checkpoint_args": ((), "the model is the configuration's, not a checkpoint's"),
     "spec": ((), "layers are those of megatron_gptx/model"),
     "optimizer": (("adam",), "the optimizer is AdamW"),
     "apply_residual_connection_post_layernorm": ((), "a branch joins the stream before its norm"),
@@ -132,7 +142,7 @@ PART_OF = {
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "*_head_dim"), ("multi_latent_attention",)),
     **dict.fromkeys(("hybrid_*", "mamba_*"), ("spec", "script")),
     **dict.fromkeys(("bert_*", "ict_*", "retro_*", "vocab_extra_ids"), ("script",)),
-    "decoder_seq_length": ("script",),
+    **dict.fromkeys(("decoder_seq_length", "decoder_num_layers"), ("script",)),
 }
 
 _KERNEL = "kernels are chosen by ops.backend"
@@ -141,6 +151,7 @@ _SPREAD = "layers are not split over ranks; parallel.pipeline_stages and zero_st
 _LOGS = "what is logged changes nothing that is learned"
 _MEMORY = "what it saves is memory; see training.checkpoint_activations"
 _LAUNCH = "the launcher finds it out"
+_STOP = "a run ends with its last step, or when it is asked to"
 _RESUME = "a run resumes with all of its state"
 _TRAFFIC = "DeepSpeed decides how ranks exchange gradients and weights"
 _FORMAT = "checkpoints have one format"
@@ -157,13 +168,12 @@ NOT_NEEDED = {
         ("*_fusion", "use_flash_attn*", "attention_backend", "transformer_impl"), _KERNEL
     ),
     **dict.fromkeys(("use_mcore_models", "use_legacy_models", "use_cpu_initialization"), _KERNEL),
-    **dict.fromkeys(
-        ("openai_gelu", "onnx_safe", "te_*", "enable_cuda_graph", "cuda_graph_*"), _KERNEL
-    ),
+    **dict.fromkeys(("onnx_safe", "te_*", "enable_cuda_graph", "cuda_graph_*"), _KERNEL),
     **dict.fromkeys(("cross_entropy_*", "manual_gc*", "empty_unused_memory_level"), _KERNEL),
     **dict.fromkeys(
         ("attention_softmax_in_fp32", "no_query_key_layer_scaling"), "softmax is computed in fp32"
     ),
+    "openai_gelu": "gelu is exact, theirs an approximation",
     "apply_query_key_layer_scaling": "scores are scaled in one step",
     "apply_layernorm_1p": "a scale of 1 + w learns what a scale of w does",
     "fp16_lm_cross_entropy": "the loss is computed in fp32",
@@ -194,9 +204,12 @@ NOT_NEEDED = {
     ),
     **dict.fromkeys(("recompute_*", "activations_checkpoint_*", "distribute_*"), _MEMORY),
     **dict.fromkeys(("checkpoint_num_layers", "fine_grained_activation_offloading"), _MEMORY),
+    **dict.fromkeys(("deepspeed", "DDP_impl", "no_pipeline_parallel"), _TRAFFIC),
+    **dict.fromkeys(("deepspeed_activation_checkpointing", "partition_activations"), _MEMORY),
+    **dict.fromkeys(("num_nodes", "num_gpus", "force_multi", "deepspeed_mpi"), _LAUNCH),
     **dict.fromkeys(("nproc_per_node", "nnodes", "node_rank", "rdzv_*", "standalone"), _LAUNCH),
     **dict.fromkeys(("local_rank", "lazy_mpu_init", "tee", "max_restarts", "use_env"), _LAUNCH),
-    **dict.fromkeys(("exit_interval", "exit_signal_handler", "adlr_autoresume*"), _LAUNCH),
+    **dict.fromkeys(("exit_interval", "exit_signal_handler", "adlr_autoresume*"), _STOP),
     **dict.fromkeys(("log_*", "timing_log_*", "wandb_*", "tensorboard_*", "no_log_*"), _LOGS),
     **dict.fromkeys(
         ("profile", "profile_*", "use_pytorch_profiler", "record_memory_history"), _LOGS
@@ -207,13 +220,16 @@ NOT_NEEDED = {
         "a step that is not finite is never applied",
     ),
     **dict.fromkeys(("ckpt_*", "dist_ckpt_*", "use_dist_ckpt", "auto_detect_ckpt_format"), _FORMAT),
-    **dict.fromkeys(("non_persistent_*", "use_checkpoint_args", "load_checkpoint_*"), _FORMAT),
+    **dict.fromkeys(("non_persistent_*", "load_checkpoint_*"), _FORMAT),
     **dict.fromkeys(("no_save_optim", "no_save_rng", "no_load_optim", "no_load_rng"), _RESUME),
     **dict.fromkeys(
         ("exit_on_missing_checkpoint", "use_tokenizer_model_from_checkpoint_args"), _RESUME
     ),
     **dict.fromkeys(
-        ("override_opt_param_scheduler", "use_checkpoint_opt_param_scheduler"),
+        (
+            *("override_opt_param_scheduler", "use_checkpoint_opt_param_scheduler"),
+            *("override_lr_scheduler", "use_checkpoint_lr_scheduler"),
+        ),
         "the schedule follows the configuration",
     ),
     **dict.fromkeys(

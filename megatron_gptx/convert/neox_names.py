@@ -110,7 +110,7 @@ DEFAULTS = {
 # Settings for which only these values have a counterpart, with what the others ask for.
 ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "optimizer.type": (("Adam", "AdamW", "adam", "adamw", "cpu_adam"), "the optimizer is AdamW"),
-    "optimizer_type": (("adam", "cpu_adam", "cpu_torch_adam"), "the optimizer is AdamW"),
+    "optimizer_type": (("adam", "cpu_adam"), "the optimizer is AdamW"),
     "use_bnb_optimizer": ((False,), "the optimizer's state has 32 bits"),
     "checkpoint_scale": (("linear",), "checkpoint.interval is a number of steps"),
     "gpt_j_residual": ((False,), "attention and feed-forward beside one another"),
@@ -175,6 +175,7 @@ _LOGS = "what is logged changes nothing that is learned"
 _MEMORY = "what it saves is memory; see training.checkpoint_activations"
 _LAUNCH = "the launcher finds it out"
 _PROMPT = "generate.py takes its prompts on the command line"
+_STOP = "a run ends with its last step, or when it is asked to"
 _RESUME = "a run resumes with all of its state"
 # Settings that change nothing that is learned, and need no option here, with the reason.
 NOT_NEEDED = {
@@ -219,7 +220,7 @@ NOT_NEEDED = {
     **dict.fromkeys(
         ("config_files", "save_iters", "deepscale", "deepscale_config"), "set while it runs"
     ),
-    **dict.fromkeys(("adlr_autoresume", "adlr_autoresume_*", "exit_interval"), _LAUNCH),
+    **dict.fromkeys(("adlr_autoresume", "adlr_autoresume_*", "exit_interval"), _STOP),
     **dict.fromkeys(("no_save_optim", "no_save_rng", "no_load_optim", "no_load_rng"), _RESUME),
     "checkpoint_validation_with_forward_pass": "checkpoints are verified by their checksums",
     **dict.fromkeys(("s3_path", "s3_chunk_size"), "checkpoint.upload takes a URL"),

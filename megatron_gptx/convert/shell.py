@@ -13,13 +13,15 @@ from typing import NamedTuple
 from megatron_gptx.config.errors import ConfigError, why
 from megatron_gptx.config.yaml_reader import Place
 from megatron_gptx.convert.arithmetic import evaluate
+from megatron_gptx.convert.branches import CONDITIONS, Branches
 from megatron_gptx.convert.settings import Setting, number_or_text
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=")
 _NAME = re.compile(r"[A-Za-z_]\w*|[0-9@*#?]")
 _DEFAULT = re.compile(r"([A-Za-z_]\w*|[0-9]+)(:?[-=])")
-_BLOCKS = {"if": 1, "case": 1, "fi": -1, "esac": -1}
-_KEYWORDS = {"then", "else", "do", "export", "local", "declare", "readonly", "time", "exec", "!"}
+_KEYWORDS = {"then", "do", "export", "local", "declare", "readonly", "time", "exec", "!"}
+_LAUNCHERS = ("torchrun", "python", "python3", "deepspeed")
+_HERE = re.compile(r"<<-?\s*['\"]?(\w+)['\"]?")
 # Between commands. A bracket that closes no list ends a pattern of `case`.
 _SEPARATORS = "\n;|&)"
 
@@ -57,7 +59,7 @@ class _Reader:
     def __init__(self) -> None:
         self.settings: dict[str, Setting] = {}
         self.variables: dict[str, str] = {}
-        self.depth = 0
+        self.branches = Branches(self.variables)
 
     def read(self, text: str, source: str) -> None:
         self.source = source
@@ -68,14 +70,13 @@ class _Reader:
             elif command:
                 self.command(command)
                 command = []
-        self.depth = 0
+        self.branches.close()
 
     def command(self, words: list[Word]) -> None:
         plain = ["".join(char for char, _ in word.text) for word in words]
-        while plain and plain[0] in {*_KEYWORDS, *_BLOCKS}:
-            self.depth += _BLOCKS.get(plain[0], 0)
-            if _BLOCKS.get(plain[0]) == 1:
-                return  # a condition
+        while plain and (plain[0] in _KEYWORDS or self.branches.note(plain[0])):
+            if plain[0] in CONDITIONS:
+                return
             words, plain = words[1:], plain[1:]
         if not words:
             return
@@ -101,12 +102,7 @@ class _Reader:
             # A list of arguments counts where it is made; where it is used it adds nothing.
             self.gather(_split(filled))
             value = ""
-        known = self.variables.get(name)
-        if append and known:
-            value = known + value
-        elif known and self.depth and known != value:
-            value = f"${name}"
-        self.variables[name] = value
+        self.variables[name] = self.variables.get(name, "") + value if append else value
 
     def arguments(self, words: list[Word]) -> None:
         """Read a list of arguments, or a command that runs a script of Python's."""
@@ -115,12 +111,13 @@ class _Reader:
         filled = [part for word in words for part in _split(self.fill(word.text))]
         names = ["".join(char for char, _ in part) for part in filled]
         scripts = [place for place, name in enumerate(names) if name.endswith(".py")]
-        if words[0].in_list or (names and names[0].startswith("--")):
+        first = names[0] if names else ""
+        launcher = first.rpartition("/")[2] in _LAUNCHERS
+        if words[0].in_list or first.startswith("--") or launcher:
             self.gather(filled)
         elif scripts:
             # What stands before the script is for its launcher: srun has names of its own.
-            known = names[0].rpartition("/")[2] in ("torchrun", "python", "python3", "deepspeed")
-            self.gather(filled if known else filled[scripts[0] :])
+            self.gather(filled[scripts[0] :])
         elif words[0].text[:1] and words[0].text[0][0] == "$":
             self.gather(filled[1:])  # `$RUN --num-layers 2`: whatever starts the script
 
@@ -148,7 +145,7 @@ class _Reader:
         found = [number_or_text(value) for value in values]
         value = True if not found else found[0] if len(found) == 1 else found
         known = self.settings.get(name)
-        if known and self.depth and known.value != value:
+        if known and self.branches.inside and known.value != value:
             value = f"${{{known.value}|{value}}}"
         self.settings[name] = Setting(name, value, Place(self.source, line))
 
@@ -261,6 +258,15 @@ def _words(text: str) -> Iterator[Word | None]:
             step = text.find("`", place + 1) + 1 - place or len(text)
             word += [(each, line) for each in "$(command)"]
             started = True
+        elif text.startswith(";;", place):
+            if started:
+                yield Word(word, in_list)
+            word, started = [], False
+            yield from (None, Word([(";", line), (";", line)], False), None)
+            step = 2
+        elif char == "<" and (here := _HERE.match(text, place)):
+            end = re.compile(rf"^\t*{here[1]}$", re.MULTILINE).search(text, here.end())
+            step = (end.end() if end else len(text)) - place
         elif char == "#" and not started:
             step = len(text[place:].split("\n", 1)[0])
         elif char == "(" and not in_list and word and word[-1][0] == "=":

@@ -57,7 +57,13 @@ def test_words_are_those_of_a_shell(text, expected, tmp_path):
         ("P=8\nT=$(($P*2 - (1 + 3)))\n--a $T", 12),
         ("P=8\n--a $((P % 3))", 2),
         ("N=1\nN+=2\n--a $N", 12),
-        ("unset=1\nN=2\nif [ $N = 1 ]; then N=2; fi\n--a $N", 2),
+        ("N=2\nif [ $N = 1 ]; then N=2; fi\n--a $N", 2),
+        ("if [ -z $N ]; then N=2; fi\n--a $N", 2),
+        ("N=''\nif [ -z $N ]; then\n  N=2\nfi\n--a $N", 2),
+        ("N=5\nif x; then M=1; else M=2; fi\n--a $N", 5),
+        ("case $S in\n 8B) N=56 ;;\n *) echo no; exit 1 ;;\nesac\n--a $N", 56),
+        ("if x; then\n if y; then N=2; fi\nelse N=2\nfi\n--a $N", 2),
+        ("cat <<EOT > f.json\nit's \"--b 1\nEOT\n--a 2", 2),
     ],
 )
 def test_variables_are_filled_in(text, expected, tmp_path):
@@ -76,6 +82,9 @@ def test_variables_are_filled_in(text, expected, tmp_path):
         "N=$((M + 1))\n--a $N",
         "case $S in\n 800M) N=48 ;;\n 8B) N=56 ;;\nesac\n--a $N",
         "if [ $S = 1 ]; then\n N=48\nelse\n N=56\nfi\n--a $N",
+        "if x; then N=${N:-61}; elif y; then N=${N:-60}; fi\n--a $N",
+        "N=1\nif [ $S = 1 ]; then N=48; fi\n--a $N",
+        "if x; then\n if y; then N=2; else N=3; fi\nfi\n--a $N",
         "if [ $S = 1 ]; then\n X=(--a 48)\nelse\n X=(--a 56)\nfi",
     ],
 )
@@ -121,6 +130,8 @@ def test_each_argument_has_its_own_line(tmp_path):
         ("OMP=1 python -m x.launch --nnodes 2 pretrain_gpt.py --lr 1", {"nnodes": 2, "lr": 1}),
         ("srun --container-image x -l python pretrain_gpt.py --lr 1", {"lr": 1}),
         ("$RUN --lr 1", {"lr": 1}),
+        ("exec torchrun --module pretrain_gpt --lr 1", {"module": "pretrain_gpt", "lr": 1}),
+        ("deepspeed --num_nodes=2 pretrain_gpt.py --lr 1 | tee x", {"num_nodes": 2, "lr": 1}),
         ("mkdir --parents x; docker run --rm y", {}),
         ("torchrun pretrain_bert.py --lr 1", {"script": "pretrain_bert.py", "lr": 1}),
     ],
