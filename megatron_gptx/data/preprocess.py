@@ -23,11 +23,12 @@ from megatron_gptx.data.files import checksums
 from megatron_gptx.data.indexed_dataset import IndexedDatasetWriter
 from megatron_gptx.data.manifest import manifest_path, read_manifest, write_manifest
 from megatron_gptx.data.mmididx import bin_path, idx_path, token_dtype
-from megatron_gptx.data.opening import InputFile
+from megatron_gptx.data.opening import InputFile, Kind
 from megatron_gptx.data.progress import Progress
 from megatron_gptx.data.readers import Account, read_unit
 from megatron_gptx.data.sources import UNIT_BYTES, divide
 from megatron_gptx.data.state import State, Summary, read_state, write_state
+from megatron_gptx.data.tables import DATASETS
 from megatron_gptx.data.workers import WorkerPool
 from megatron_gptx.tokenizer.base import Tokenizer
 from megatron_gptx.tokenizer.engine import (
@@ -298,12 +299,23 @@ def describe_inputs(files: Iterable[InputFile]) -> dict[str, Any]:
     files = list(files)
     digest = hashlib.sha256()
     for file in files:
-        digest.update(os.fsencode(f"{file.path}\0{file.num_bytes}\0{file.version}\0"))
+        # The kind only where it is not what the name alone would say, as it once did: what was made
+        # then from the same texts stays up to date.
+        kind = "" if file.kind in (None, _kind_by_name(file.path)) else f"{file.kind}\0"
+        digest.update(os.fsencode(f"{file.path}\0{file.num_bytes}\0{file.version}\0{kind}"))
     return {
         "files": len(files),
         "bytes": sum(file.num_bytes for file in files),
         "sha256": digest.hexdigest(),
     }
+
+
+def _kind_by_name(path: str) -> Kind:
+    if path.startswith(DATASETS):
+        return "dataset"
+    kinds: dict[str, Kind] = {".jsonl": "lines", ".parquet": "parquet"}
+    kinds |= {".jsonl.gz": "stream", ".jsonl.zst": "stream"}
+    return next((kind for ending, kind in kinds.items() if path.endswith(ending)), "files")
 
 
 def _finished(prefix: Path, made_from: dict[str, Any]) -> bool:
