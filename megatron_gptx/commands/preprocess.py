@@ -247,9 +247,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     ids = parser.add_argument_group("which ids")
     ids.add_argument(
-        "--tokenizer", "--tokenizer-model", "--vocab-file", required=True, metavar="FILE",
-        help="tokenizer.json, GPT-2's vocab.json, SentencePiece's NAME.model, NAME.tiktoken, or "
-        "bytes",
+        "--tokenizer", "--tokenizer-model", "--vocab-file", required=True, metavar="NAME",
+        help="tokenizer.json, GPT-2's vocab.json, SentencePiece's NAME.model, tiktoken's ranks, "
+        "tekken.json, a folder with one of them, NAME[@REVISION] of the Hugging Face hub, or bytes",
     )  # fmt: skip
     ids.add_argument("--merge-file", metavar="FILE", help="GPT-2's merges.txt")
     ids.add_argument(

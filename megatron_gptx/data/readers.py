@@ -27,6 +27,7 @@ class Reading(NamedTuple):
     json_key: str = "text"
     forbidden: frozenset[str] = frozenset()  # what no text may contain
     longest_bytes: int = 1 << 30
+    fix: Callable[[str], str] | None = None  # what repairs a text before it is looked at further
 
 
 class Rejected(NamedTuple):
@@ -94,6 +95,8 @@ class Account:
                 self.repaired += 1
         if num_bytes > reading.longest_bytes:
             raise ValueError(_too_long(reading))
+        if reading.fix is not None:
+            text = reading.fix(text)
         for token in reading.forbidden:
             if token in text:
                 raise ValueError(f"spells out the special token {token!r}")
