@@ -217,8 +217,8 @@ def _parser() -> argparse.ArgumentParser:
     keys = parser.add_argument_group("which text")
     keys.add_argument(
         "--json-key", action="append", dest="json_keys", metavar="KEY",
-        help="key, or column, of the text (default: text); each of several makes a dataset of its "
-        "own, PREFIX_KEY",
+        help="key, or column, of the text (default: text); meta.text is text inside meta; each of "
+        "several makes a dataset of its own, PREFIX_KEY",
     )  # fmt: skip
     keys.add_argument(
         "--json-keys", "--jsonl-keys", action="extend", dest="json_keys", nargs="+", metavar="KEY",

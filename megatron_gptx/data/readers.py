@@ -10,6 +10,7 @@ from typing import BinaryIO, NamedTuple
 import orjson
 
 from megatron_gptx.config.errors import UserError, why
+from megatron_gptx.data.keys import find
 from megatron_gptx.data.opening import DAMAGE, is_compressed, is_remote, open_input
 from megatron_gptx.data.sources import Unit
 from megatron_gptx.data.tables import TableError, read_dataset, read_parquet
@@ -307,7 +308,7 @@ def _parse(line: bytes, key: str) -> tuple[str, bool]:
         ValueError: what is wrong with the line.
     """
     try:
-        text = orjson.loads(line)[key]
+        text = find(orjson.loads(line), key)
         if type(text) is str:
             return text, False
     except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
@@ -336,11 +337,13 @@ def _text_of(record: object, key: str) -> str:
     """
     if not isinstance(record, dict):
         raise ValueError(f"not a JSON object but {_kind(record)}")
-    if key not in record:
-        raise ValueError(f"no key {key!r}")
-    if not isinstance(record[key], str):
-        raise ValueError(f"{key!r} is {_kind(record[key])}, not a string")
-    return record[key]
+    try:
+        value = find(record, key)
+    except (KeyError, TypeError, IndexError):
+        raise ValueError(f"no key {key!r}") from None
+    if not isinstance(value, str):
+        raise ValueError(f"{key!r} is {_kind(value)}, not a string")
+    return value
 
 
 def _kind(value: object) -> str:
