@@ -82,7 +82,7 @@ def test_a_run_that_began_afresh_goes_on_from_its_own_checkpoints(place, tmp_pat
     for words in ((), ("--requeue",)):
         other = launch(place, run_dir, 1, "", *fresh, *words, **slurm)
         assert other.status == MISTAKE
-        assert "checkpoint.start is 'fresh', but " in other.shown
+        assert "checkpoint.start: is 'fresh', but " in other.said
         assert "restart" not in other.shown
 
 
