@@ -168,9 +168,9 @@ def _join(console: TextIO, watch: Watchdog) -> Process:
         if "EADDRINUSE" not in str(error):
             raise
         raise UserError(
-            f"launch.master_port: port {os.environ['MASTER_PORT']} of this node, at which the ranks "
-            "were to meet, is used by another program; choose another one, or null, which finds a "
-            "free one"
+            f"launch.master_port: port {os.environ['MASTER_PORT']} of this node, at which the "
+            "ranks were to meet, is used by another program; choose another one, or null, which "
+            "finds a free one"
         ) from error
     return Process(dist.get_rank(), dist.get_world_size(), local_rank, device, console, watch)
 

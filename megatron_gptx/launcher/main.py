@@ -38,7 +38,7 @@ usage: ./deepy.py SCRIPT CONFIG [CONFIG ...] [--set section.key=value ...] [--dr
                   [--requeue] [ARGUMENT ...]
 
   ./deepy.py train.py configs/1B.yml             train on the devices there are
-  ./deepy.py train.py configs/1B.yml --dry-run   only check the configuration and print the plan
+  ./deepy.py train.py configs/1B.yml --dry-run   check all that a launch checks, print the plan
   ./deepy.py generate.py configs/1B.yml --prompt "def main("
   ./deepy.py generate.py --help                  the arguments of a script
   ./deepy.py evaluate.py configs/1B.yml          validation loss of the newest checkpoint
