@@ -43,7 +43,7 @@ usage: {program} SCRIPT CONFIG [CONFIG ...] [--set section.key=value ...] [--dry
        [--requeue] [ARGUMENT ...]
 
   {program} train configs/1B.yml                 train on the devices there are
-  {program} train configs/1B.yml --dry-run       only check the configuration and print the plan
+  {program} train configs/1B.yml --dry-run       check all that a launch checks, print the plan
   {program} generate configs/1B.yml --prompt "def main("
   {program} generate --help                      the arguments of a script
   {program} evaluate configs/1B.yml              validation loss of the newest checkpoint
