@@ -101,7 +101,8 @@ def _main(argv: Sequence[str], root: Path) -> int:
     requeued = status == STOPPED and job is not None and requeue(job)
     if status == STOPPED and not requeued and config.checkpoint.begins:
         start = config.checkpoint.start
-        does = "refuses every checkpoint, this run's too" if start == "fresh" else "begins there"
+        refuses = "refuses every checkpoint, this run's too"
+        does = refuses if start == "fresh" else "goes back once more"
         sys.stdout.write(f"but with --set checkpoint.start=auto: {start!r} {does}\n")
     return status
 

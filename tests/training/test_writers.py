@@ -168,6 +168,8 @@ def test_all_starts_of_a_run_are_one_wandb_run_and_lose_no_row(tmp_path, wandb):
             time.sleep(0.05)
     number = (tmp_path / "wandb-id").read_text().strip().encode()
     first, second = recorded(tmp_path)
+    # Half of what the watchdog gives, for ending one and beginning another.
+    assert writer.run.settings.finish_timeout == writer.run.settings.init_timeout == 15
     for record in (first, second):
         assert number in record
         assert all(word in record for word in (b"first try", b"sweep 7", b"alibi", b"1B"))
