@@ -131,7 +131,7 @@ def _main(argv: Sequence[str], root: Path, program: str) -> int:
         if status == STOPPED and not requeued and config.checkpoint.begins:
             start = config.checkpoint.start
             fresh = "refuses every checkpoint, this run's too"
-            does = fresh if start == "fresh" else "begins there"
+            does = fresh if start == "fresh" else "goes back once more"
             sys.stdout.write(f"but with --set checkpoint.start=auto: {start!r} {does}\n")
     return status
 
