@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from megatron_gptx.config.data import DataConfig
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import OptionError, UserError
 from megatron_gptx.config.schema import Config
 from megatron_gptx.data.blend import BlendedDataset
 from megatron_gptx.data.fill_in_the_middle import FillInTheMiddle
@@ -54,9 +54,10 @@ def build_validation(data: DataConfig, *, seq_length: int) -> dict[str, BlendedD
     return _Sources(data, seq_length).validation()
 
 
-def _no_training_data() -> UserError:
-    return UserError(
-        "data.train is not set: give the prefix of a tokenised dataset, or several with weights"
+def _no_training_data() -> OptionError:
+    return OptionError(
+        "data.train",
+        "is not set: give the prefix of a tokenised dataset, or several with weights",
     )
 
 
@@ -136,9 +137,10 @@ def decide_steps(config: Config) -> Config:
     samples = config.training.epochs * train.samples_per_epoch
     steps = max(1, math.ceil(samples / config.batch.global_size))
     if config.schedule.warmup_steps >= steps:
-        raise UserError(
-            f"schedule.warmup_steps {config.schedule.warmup_steps} leaves none of the {steps} "
-            f"steps that training.epochs {config.training.epochs:g} gives"
+        raise OptionError(
+            "schedule.warmup_steps",
+            f"warmup_steps {config.schedule.warmup_steps} leaves none of the {steps} steps that "
+            f"training.epochs {config.training.epochs:g} gives",
         )
     training = config.training.model_copy(update={"steps": steps, "epochs": None})
     return config.model_copy(update={"training": training})
@@ -154,9 +156,10 @@ def _fill_in_the_middle(data: DataConfig) -> FillInTheMiddle | None:
     ids = _special_ids(tokenizer, set(wanted.values()))
     for name, token in wanted.items():
         if token not in ids:
-            raise UserError(
-                f"{data.tokenizer}: no token {token!r}, which data.fill_in_the_middle.{name} "
-                "names; add it to the vocabulary, or name the one that stands for it"
+            raise OptionError(
+                f"data.fill_in_the_middle.{name}",
+                f"data.tokenizer {data.tokenizer} has no token {token!r}; add it to the "
+                "vocabulary, or name the one that stands for it",
             )
     try:
         end_of_document = tokenizer.end_of_document

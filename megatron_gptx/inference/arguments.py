@@ -21,9 +21,9 @@ class Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def argument_parser(script: str) -> argparse.ArgumentParser:
+def argument_parser(prog: str | None) -> argparse.ArgumentParser:
     """Return a parser with the arguments that both scripts take."""
-    parser = argparse.ArgumentParser(prog=f"./deepy.py {script} CONFIG", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False)
     parser.add_argument("--config", required=True, help=argparse.SUPPRESS)
     parser.add_argument(
         "--checkpoint",

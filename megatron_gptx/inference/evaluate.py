@@ -1,4 +1,4 @@
-"""Validation loss of a run's checkpoint: ./deepy.py evaluate.py CONFIG"""
+"""Validation loss of a run's checkpoint."""
 
 import json
 import math
@@ -25,15 +25,15 @@ from megatron_gptx.data.validation import (
     over_all,
 )
 from megatron_gptx.inference.arguments import argument_parser
-from megatron_gptx.inference.load import choose_checkpoint, load_model
+from megatron_gptx.inference.load import load_chosen
 from megatron_gptx.launcher.command import decode
 from megatron_gptx.launcher.devices import local_device
 from megatron_gptx.model.sequential import GPTXSequential
 
 
-def main() -> int:
+def main(prog: str | None = None) -> int:
     """Print the loss; the launcher passes the configuration."""
-    parser = argument_parser("evaluate.py")
+    parser = argument_parser(prog)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     try:
@@ -139,12 +139,11 @@ def evaluate(config: Config, *, wanted: str | None = None) -> Evaluation:
     sets = build_validation(config.data, seq_length=config.model.seq_length)
     if not sets:
         raise UserError("there is no validation data: set data.valid or data.split")
-    checkpoint = choose_checkpoint(config.output.run_dir, wanted)
+    model, checkpoint = load_chosen(config, wanted, torch.device(local_device(config)))
     batch = _with_its_replicas(config, checkpoint)
     own = in_training(checkpoint)
     batches = config.evaluation.batches
     size = own if batches is None else Size(batches, batch.global_size)
-    model = load_model(config, checkpoint, torch.device(local_device(config)))
     results = {}
     for name, dataset in sets.items():
         parts = extents(dataset, size.batches, size.global_size)

@@ -1,4 +1,4 @@
-"""Continue prompts: ./deepy.py generate.py CONFIG --prompt TEXT"""
+"""The continuations of prompts by a run's checkpoint."""
 
 import contextlib
 import sys
@@ -19,7 +19,7 @@ from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.output import GenerationConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.inference.arguments import Once, argument_parser
-from megatron_gptx.inference.load import choose_checkpoint, load_model
+from megatron_gptx.inference.load import load_chosen
 from megatron_gptx.inference.sampling import sample
 from megatron_gptx.launcher.command import decode
 from megatron_gptx.launcher.devices import local_device
@@ -28,9 +28,9 @@ from megatron_gptx.tokenizer.base import Tokenizer
 from megatron_gptx.tokenizer.build import load_tokenizer
 
 
-def main() -> int:
+def main(prog: str | None = None) -> int:
     """Print continuations; the launcher passes the configuration."""
-    parser = argument_parser("generate.py")
+    parser = argument_parser(prog)
     parser.add_argument(
         "--prompt",
         required=True,
@@ -79,7 +79,8 @@ def complete(config: Config, prompts: Sequence[str], *, wanted: str | None = Non
     Raises:
         UserError: there is no such checkpoint, no tokenizer, or a prompt cannot be continued.
     """
-    checkpoint = choose_checkpoint(config.output.run_dir, wanted)
+    device = torch.device(local_device(config))
+    model, checkpoint = load_chosen(config, wanted, device)
     tokenizer, ends = _open_tokenizer(config, checkpoint)
     encoded = [_encode(prompt, tokenizer, config) for prompt in prompts]
     if not ends and not all(encoded):
@@ -87,8 +88,6 @@ def complete(config: Config, prompts: Sequence[str], *, wanted: str | None = Non
             "an empty prompt begins behind the end of a document, but neither the training data "
             "nor the tokenizer names one; give a prompt"
         )
-    device = torch.device(local_device(config))
-    model = load_model(config, checkpoint, device)
     window = config.model.seq_length
     allowed = known_ids(tokenizer, config.model.vocab_size).to(device)
     for prompt, prompt_ids in zip(prompts, encoded, strict=True):

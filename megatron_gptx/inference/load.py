@@ -5,16 +5,19 @@ from pathlib import Path
 
 import torch
 
+from megatron_gptx.checkpoint.changes import check_model
 from megatron_gptx.checkpoint.layout import (
     Checkpoint,
     CheckpointError,
+    VanishedError,
     checkpoint_folder,
     checkpoints,
+    named_newest,
     newest,
     read,
     step_name,
 )
-from megatron_gptx.checkpoint.load import check_model, load_layers
+from megatron_gptx.checkpoint.load import load_layers
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.model.backend import choose_backend
@@ -34,7 +37,7 @@ def choose_checkpoint(run_dir: str, wanted: str | None) -> Checkpoint:
         CheckpointError: there is none, or its manifest cannot be read.
     """
     if wanted is None:
-        return _newest(run_dir, "train first: ./deepy.py train.py with the same configuration")
+        return _newest(run_dir, "train first: gptx train with the same configuration")
     if not (wanted.isascii() and wanted.isdigit()):
         folder = Path(wanted)
         if checkpoint_folder(folder).is_dir():
@@ -61,6 +64,23 @@ def _newest(run_dir: str, remedy: str) -> Checkpoint:
     if found is None:
         raise CheckpointError(f"{run_dir} holds no checkpoint yet; {remedy}")
     return found
+
+
+def load_chosen(
+    config: Config, wanted: str | None, device: torch.device
+) -> tuple[GPTXSequential, Checkpoint]:
+    """Return the model of the checkpoint that `choose_checkpoint` finds, and that checkpoint.
+
+    A run that trains meanwhile may delete its newest one while it is read: then there is a newer.
+    """
+    run_dir = config.output.run_dir
+    while True:
+        checkpoint = choose_checkpoint(run_dir, wanted)
+        try:
+            return load_model(config, checkpoint, device), checkpoint
+        except VanishedError:
+            if wanted is not None or named_newest(run_dir) == checkpoint.path:
+                raise
 
 
 def load_model(config: Config, checkpoint: Checkpoint, device: torch.device) -> GPTXSequential:

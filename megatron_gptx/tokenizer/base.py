@@ -101,5 +101,5 @@ def no_end_of_document(source: object, name: str | None) -> str:
     asked = f"no token {name!r}" if name else "no token that ends a document"
     return (
         f"{source}: {asked}; known names are {', '.join(END_OF_DOCUMENT_NAMES)}; name the token of "
-        "this vocabulary with --eod-token, or train one with tools/train_tokenizer.py"
+        "this vocabulary with --eod-token, or train one with gptx tokenizer"
     )
