@@ -22,7 +22,7 @@ def load_model(config: Config, device: torch.device) -> tuple[GPTXSequential, Ch
     checkpoint = newest(config.output.run_dir)
     if checkpoint is None:
         raise CheckpointError(
-            f"{config.output.run_dir} holds no checkpoint yet; train first: gptx train "
+            f"{config.output.run_dir} holds no checkpoint yet; train first: ./deepy.py train.py "
             "with the same configuration"
         )
     check_model(checkpoint, config.model)
