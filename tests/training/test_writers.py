@@ -45,7 +45,7 @@ def test_a_writer_that_fails_is_dropped_and_says_so(opening, capsys):
 def test_the_metrics_file_drops_the_future_and_a_torn_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    writer = MetricsFile(path, resumed_step=2)
+    writer = MetricsFile(path, resumed_step=2, say=print)
     writer.write(ROW)
     writer.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
@@ -53,7 +53,7 @@ def test_the_metrics_file_drops_the_future_and_a_torn_line(tmp_path):
 
 
 def test_numbers_that_json_does_not_know_become_null(tmp_path):
-    writer = MetricsFile(tmp_path / "metrics.jsonl", resumed_step=0)
+    writer = MetricsFile(tmp_path / "metrics.jsonl", resumed_step=0, say=print)
     writer.write({"step": 1, "grad_norm": float("inf"), "loss": float("nan")})
     writer.close()
     row = json.loads((tmp_path / "metrics.jsonl").read_text())
@@ -80,10 +80,12 @@ def test_wandb_works_offline_without_a_key(tmp_path, monkeypatch):
 
 
 def test_writers_follow_the_configuration(tmp_path):
-    plain = open_writers(tiny_config(Path("corpus"), tmp_path), resumed_step=0)
+    plain = open_writers(tiny_config(Path("corpus"), tmp_path), resumed_step=0, say=print)
     assert [type(writer) for writer in plain] == [MetricsFile]
     both = open_writers(
-        tiny_config(Path("corpus"), tmp_path, logging__tensorboard=True), resumed_step=0
+        tiny_config(Path("corpus"), tmp_path, logging__tensorboard=True),
+        resumed_step=0,
+        say=print,
     )
     assert [type(writer) for writer in both] == [MetricsFile, Optional]
     for writer in (*plain, *both):
