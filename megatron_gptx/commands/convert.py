@@ -101,7 +101,7 @@ def render(translation: Translation, files: list[Path]) -> str:
     """Return the result with what was left out at its head."""
     head = [f"Translated from {', '.join(map(str, files))}.", "", translation.counts.line]
     for title, lines in (
-        ("No counterpart here, so that this is another model:", translation.refused),
+        ("No counterpart here, so that this is another model or run:", translation.refused),
         ("Not needed here:", translation.not_needed),
     ):
         if lines:
@@ -113,8 +113,8 @@ def render(translation: Translation, files: list[Path]) -> str:
 def report(translation: Translation) -> None:
     """Say what makes the result another model."""
     if translation.refused:
-        num = len(translation.refused)
-        print(f"another model: {num} of the settings have no counterpart:", file=sys.stderr)
+        title = "another model or run, since these settings have no counterpart here:"
+        print(title, file=sys.stderr)
     for line in translation.refused:
         print(f"  {line}", file=sys.stderr)
     print(translation.counts.line, file=sys.stderr)

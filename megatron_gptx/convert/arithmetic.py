@@ -2,8 +2,11 @@
 
 import ast
 import operator
+import re
 from collections.abc import Mapping
 
+_SUM = re.compile(r"[\w\s()+*/%-]*", re.ASCII)
+_MIXED = re.compile(r"\d[A-Za-z]")  # `8B` is neither a number nor a name
 _OPERATORS = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -15,6 +18,8 @@ _OPERATORS = {
 
 def evaluate(text: str, variables: Mapping[str, str]) -> str | None:
     """Return the value of whole numbers and variables joined by + - * / %, or None."""
+    if not _SUM.fullmatch(text) or _MIXED.search(text):
+        return None
     try:
         return str(_value(ast.parse(text.strip(), mode="eval").body, variables))
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):

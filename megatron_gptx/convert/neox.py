@@ -14,6 +14,7 @@ TOOL = "GPT-NeoX"
 # Of its gated activations this one is known here.
 GATED = ("swiglu", "geglu", "reglu", "bilinear", "glu")
 DENSE = {"global", "flash"}
+_BIASES = "attention and feed-forwards have biases together, or none has"
 
 
 def decide_neox(ledger: Ledger, vocab_size: int | None) -> None:
@@ -167,8 +168,12 @@ def _nonlinearity(ledger: Ledger) -> None:
     word, kind = ledger.value("activation"), ledger.value("mlp_type", "regular")
     if ledger.open("mlp_type"):
         if kind == "llama" and word in ("silu", "swish"):
-            ledger.translate("mlp_type", "model.activation", "swiglu")
+            ledger.options["model.activation"] = "swiglu"
             ledger.used("activation", "model.activation")
+            if ledger.value("use_bias_in_attn_linear", True):
+                ledger.refuse("mlp_type", _BIASES)
+            else:
+                ledger.used("mlp_type", "model.activation")
         elif kind == "regular":
             ledger.drop("mlp_type", "as here")
         else:
@@ -179,7 +184,7 @@ def _nonlinearity(ledger: Ledger) -> None:
 
 def _biases(ledger: Ledger) -> None:
     """Decide the biases, which attention and feed-forwards share here."""
-    llama = ledger.value("mlp_type") == "llama"
+    llama = ledger.given("mlp_type") == "llama"
     attention = ledger.value("use_bias_in_attn_linear", True)
     feedforward = False if llama else ledger.value("use_bias_in_mlp", True)
     ledger.options["model.biases"] = attention and feedforward
@@ -189,7 +194,7 @@ def _biases(ledger: Ledger) -> None:
         if attention == feedforward:
             ledger.used(name, "model.biases")
         else:
-            ledger.refuse(name, "attention and feed-forwards have biases together, or none has")
+            ledger.refuse(name, _BIASES)
 
 
 def _attention(ledger: Ledger) -> None:
@@ -237,7 +242,10 @@ def _positions(ledger: Ledger) -> None:
 
 
 def _schedule(ledger: Ledger) -> None:
-    """Decide the learning rate; its warm-up is a share of the steps to the end of the decay."""
+    """Decide the learning rate; its warm-up is a share of the steps to the end of the decay.
+
+    Source: `AnnealingLR` in megatron/learning_rates.py.
+    """
     steps = ledger.options.get("training.steps")
     steps = steps if isinstance(steps, int | float) else None
     share, end_names = ledger.value("lr_decay_fraction"), ["lr_decay_iters", "lr_decay_fraction"]

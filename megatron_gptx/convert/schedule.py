@@ -4,12 +4,12 @@ from megatron_gptx.convert.ledger import Ledger
 
 
 def set_warmup(ledger: Ledger, names: list[str], steps: float | None) -> int:
-    """Write and return how many steps the rate rises; None says that it cannot be told.
+    """Write and return how many steps the rate rises.
 
     Args:
         ledger: the settings.
         names: those that went into it.
-        steps: how many they say.
+        steps: how many they say; None where there is no telling.
     """
     for name in names:
         if name and ledger.open(name):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megatron_gptx.config.errors import ConfigError, why
-from megatron_gptx.config.yaml_reader import Place
+from megatron_gptx.config.yaml_reader import MAX_BYTES, Place
 from megatron_gptx.convert.arithmetic import evaluate
 from megatron_gptx.convert.branches import CONDITIONS, Branches
 from megatron_gptx.convert.settings import Setting, number_or_text
@@ -49,9 +49,16 @@ def read_megatron(paths: Sequence[Path]) -> dict[str, Setting]:
     for path in paths:
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {why(error)}") from None
-        reader.read(text, str(path))
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path}: this is no script: it is not UTF-8 text") from None
+        if len(text) > MAX_BYTES:
+            raise ConfigError(f"{path}: this is no script: larger than {MAX_BYTES // 1024} KiB")
+        try:
+            reader.read(text, str(path))
+        except RecursionError:
+            raise ConfigError(f"{path}: its variables are nested too deeply") from None
     return reader.settings
 
 
@@ -152,6 +159,7 @@ class _Reader:
     def fill(self, text: Text) -> Text:
         """Return a word with its variables filled in, those that are known."""
         filled: Text = []
+        plain = "".join(char for char, _ in text)
         place = 0
         while place < len(text):
             char, line = text[place]
@@ -159,12 +167,11 @@ class _Reader:
                 filled.append((char, line))
                 place += 1
                 continue
-            plain = "".join(char for char, _ in text[place:])
-            end, value = self.expand(plain)
-            # What is not known stays one word.
-            text_of = "".join(plain[:end].split()) if value is None else value
-            filled += [(char, line) for char in text_of]
-            place += end
+            length, value = self.expand(plain[place:])
+            if value is None:  # it stays as it is, and one word
+                value = "".join(plain[place : place + length].split())
+            filled += [(char, line) for char in value]
+            place += length
         return filled
 
     def expand(self, text: str) -> tuple[int, str | None]:
@@ -187,8 +194,9 @@ class _Reader:
             default = _DEFAULT.match(inner)
             if default is None:
                 return end, None
-            if default[1] in self.variables:
-                return end, self.variables[default[1]]
+            known = self.variables.get(default[1])
+            if known or (known is not None and ":" not in default[2]):
+                return end, known
             rest = inner[default.end() :]
             if rest[:1] == rest[-1:] and rest[:1] in ("'", '"') and len(rest) > 1:
                 rest = rest[1:-1]
@@ -255,7 +263,8 @@ def _words(text: str) -> Iterator[Word | None]:
             word += [(each, line) for each in text[place : place + step]]
             started = True
         elif char == "`":
-            step = text.find("`", place + 1) + 1 - place or len(text)
+            end = text.find("`", place + 1)
+            step = (len(text) if end < 0 else end + 1) - place
             word += [(each, line) for each in "$(command)"]
             started = True
         elif text.startswith(";;", place):
@@ -265,10 +274,10 @@ def _words(text: str) -> Iterator[Word | None]:
             yield from (None, Word([(";", line), (";", line)], False), None)
             step = 2
         elif char == "<" and (here := _HERE.match(text, place)):
-            end = re.compile(rf"^\t*{here[1]}$", re.MULTILINE).search(text, here.end())
-            step = (end.end() if end else len(text)) - place
+            last = re.compile(rf"^\t*{here[1]}$", re.MULTILINE).search(text, here.end())
+            step = (last.end() if last else len(text)) - place
         elif char == "#" and not started:
-            step = len(text[place:].split("\n", 1)[0])
+            step = (text.find("\n", place) + 1 or len(text) + 1) - 1 - place
         elif char == "(" and not in_list and word and word[-1][0] == "=":
             yield Word(word, False)
             word, started, in_list = [], False, True

@@ -47,7 +47,7 @@ def test_another_model_gives_status_1_and_comes_before_all_else(theirs, capsys):
     assert main([theirs, "more.yml", "--vocab-size", "100", "--output", "ours.yml"]) == 1
     error = capsys.readouterr().err.splitlines()
     assert error == [
-        "another model: 2 of the settings have no counterpart:",
+        "another model or run, since these settings have no counterpart here:",
         "  more.yml:1: pos_emb: 'rotary': model.position has no such value; alibi stands in for it",
         "  more.yml:2: norm: 'rmsnorm': model.residual has no such value",
         "parameters: 108,288, but 107,968 there",
@@ -56,7 +56,7 @@ def test_another_model_gives_status_1_and_comes_before_all_else(theirs, capsys):
     ]
     head = Path("ours.yml").read_text().splitlines()[:6]
     assert head[2] == "# parameters: 108,288, but 107,968 there"
-    assert head[4] == "# No counterpart here, so that this is another model:"
+    assert head[4] == "# No counterpart here, so that this is another model or run:"
     assert load([Path("ours.yml")]).model.position == "alibi"
 
 

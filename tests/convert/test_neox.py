@@ -267,6 +267,11 @@ def test_a_share_of_an_unknown_number_of_steps_is_named(settings, lost):
         ({"activation": "geglu"}, {"activation"}),
         ({"activation": "silu"}, {"activation"}),
         ({"mlp_type": "llama", "activation": "gelu"}, {"mlp_type"}),
+        ({"mlp_type": "llama", "activation": "silu"}, {"mlp_type"}),
+        (
+            {"mlp_type": "llama", "activation": "silu", "use_bias_in_attn_linear": False},
+            set(),
+        ),
         ({"num_kv_heads": 2}, {"num_kv_heads"}),
         ({"num_kv_heads": 4}, set()),
         ({"use_bias_in_norms": False}, {"use_bias_in_norms"}),

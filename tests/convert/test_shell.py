@@ -45,6 +45,8 @@ def test_words_are_those_of_a_shell(text, expected, tmp_path):
         ("--a ${N:-3}", 3),
         ("N=2\n--a ${N:-3}", 2),
         ("N=${N:-3}\n--a $N", 3),
+        ("N=''\n--a ${N:-3}", 3),
+        ("N=''\n--a ${N-3} 4", 4),
         ("--a ${N-3}", 3),
         ("--a ${1:-'runs/x'}", "runs/x"),
         ('P=${1:-"runs/x"}\n--a "$P"', "runs/x"),
@@ -144,14 +146,31 @@ def test_later_files_see_the_variables_of_earlier_ones(tmp_path):
     assert read(tmp_path, "N=2\n--a 1 --c 1", "--a $N") == {"a": 2, "c": 1}
 
 
-@pytest.mark.parametrize("text", ["1 +", "a(1)", "1 / 0", "'x'", "2 ** 9", "N"])
+@pytest.mark.parametrize("text", ["1 +", "a(1)", "1 / 0", "'x'", "2 ** 9", "N", "8B", "1.5", ""])
 def test_arithmetic_knows_whole_numbers_alone(text):
     assert evaluate(text, {"N": "text"}) is None
 
 
-@pytest.mark.parametrize("text", ['A="', "A=(", "--a ${", "$((", "if", "\\", "A=''\n''", "$", "`"])
+@pytest.mark.parametrize(
+    "text",
+    ['A="', "A=(", "--a ${", "$((", "if", "\\", "A=''\n''", "$", "`", "--a `", "#", "--a <<E"],
+)
 def test_a_script_that_breaks_off_is_read_as_far_as_it_goes(text, tmp_path):
     read(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "this is no script: it is not UTF-8 text"),
+        (b"--a 1 " * 50_000, "this is no script: larger than 256 KiB"),
+        (b"--a " + b"${A:-" * 5_000, "its variables are nested too deeply"),
+    ],
+)
+def test_what_is_no_script_is_one_message(content, message, tmp_path):
+    (tmp_path / "run.sh").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        read_megatron([tmp_path / "run.sh"])
 
 
 def test_a_file_that_is_not_there_is_named():
