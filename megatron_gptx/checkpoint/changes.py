@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
 from megatron_gptx.checkpoint.layout import Checkpoint, CheckpointError
-from megatron_gptx.config.messages import describe_error, dotted
+from megatron_gptx.config.messages import describe_error, dotted, show
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.options import walk_options
 from megatron_gptx.config.schema import Config
@@ -65,7 +65,7 @@ def _saved_model(checkpoint: Checkpoint, kind: type[ModelConfig]) -> ModelConfig
         problems = [
             f"model.{dotted(found['loc'])}: "
             + (
-                f"{found['input']} in the checkpoint, an option that this version does not have"
+                f"{show(found['input'])} in the checkpoint, an option that this version lacks"
                 if found["type"] == "extra_forbidden"
                 else describe_error(found)
             )

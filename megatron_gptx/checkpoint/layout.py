@@ -297,6 +297,7 @@ def all_names(checkpoint: Checkpoint) -> list[str]:
     except OSError as error:
         still_there(checkpoint.path)
         raise CheckpointError(f"{checkpoint.path} cannot be read: {_reason(error)}") from None
+    still_there(checkpoint.path)
     return sorted((present | checkpoint.manifest["files"].keys()) - {MANIFEST, SEAL})
 
 

@@ -169,6 +169,8 @@ def _intact(found: Checkpoint | CheckpointError, remedy: str = _GO_ON) -> Checkp
     if isinstance(found, CheckpointError):
         raise found
     if problem := _damage(found):
+        if gone := _by_leader(lambda: still_there(found.path)):
+            raise gone
         raise CheckpointError(f"{found.path} is damaged: {problem}; {remedy}")
     return found
 
@@ -222,6 +224,7 @@ def _fits(checkpoint: Checkpoint) -> Iterator[None]:
     except (KeyError, ValueError, RuntimeError, SafetensorError, OSError) as error:
         if isinstance(error, RuntimeError) and lost_a_peer(error):
             raise  # ZeRO-3 gathers and scatters what it loads into
+        still_there(checkpoint.path)
         raise CheckpointError(f"{checkpoint.path} does not fit this model: {error}") from None
 
 

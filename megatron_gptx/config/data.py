@@ -20,11 +20,19 @@ def _expand_blend(blend: str | dict[str, float]) -> str | dict[str, float]:
     return {expand_given(prefix): weight for prefix, weight in blend.items()}
 
 
+def _expand_named(valid: "Named") -> Any:
+    """Expand the paths of a blend, or those of several blends with names."""
+    if isinstance(valid, str) or not any(isinstance(v, str | dict) for v in valid.values()):
+        return _expand_blend(valid)  # type: ignore[arg-type]
+    return {name: _expand_blend(blend) for name, blend in valid.items()}  # type: ignore[arg-type]
+
+
 def _expand_labels(labels: dict[str, str]) -> dict[str, str]:
     return {expand_given(prefix): expand_given(other) for prefix, other in labels.items()}
 
 
 Blend = Annotated[str | dict[str, float], AfterValidator(_expand_blend)]
+Named = str | dict[str, float | str | dict[str, float]]
 Labels = Annotated[dict[str, str], AfterValidator(_expand_labels)]
 
 
@@ -53,7 +61,7 @@ class DataConfig(Section):
         description="Prefix of the training dataset (PREFIX.bin and PREFIX.idx), or a mapping of "
         "several prefixes to weights: samples of each, in proportion.",
     )
-    valid: Blend | dict[str, Blend] | None = Field(
+    valid: Annotated[Named, AfterValidator(_expand_named)] | None = Field(
         None,
         description="Prefix or weighted prefixes of the validation data, or a mapping of names to "
         "such data, each of which gets a loss of its own: `{code: data/c, prose: {data/p: 1, "

@@ -24,9 +24,17 @@ class LoggingConfig(Section):
 
     tensorboard: bool = Field(False, description="Write TensorBoard events to RUN_DIR/tensorboard.")
     wandb: bool = Field(
-        False, description="Log to Weights & Biases; offline where no API key is set."
+        False,
+        description="Log to Weights & Biases. wandb decides whether online: by `wandb login`, "
+        "WANDB_API_KEY and WANDB_MODE; offline where it has no key or no connection. All starts of "
+        "a run are one wandb run, whose id is in RUN_DIR/wandb-id.",
     )
     wandb_project: str = Field("gptx", description="Weights & Biases project.")
+    wandb_name: str | None = Field(
+        None, description="Name of the wandb run; null means WANDB_NAME, or the run folder's name."
+    )
+    wandb_group: str | None = Field(None, description="Group of the wandb run.")
+    wandb_tags: list[str] = Field([], description="Tags of the wandb run.")
 
 
 class GenerationConfig(Section):

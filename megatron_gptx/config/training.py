@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from megatron_gptx.config.errors import show
 from megatron_gptx.config.section import Check, Problem, Section
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -163,8 +164,7 @@ class CheckpointConfig(Section):
         if start in STARTS or re.fullmatch(r"step-[0-9]{1,18}", start):
             return start
         raise ValueError(
-            f"input should be {', '.join(map(repr, STARTS))} or a step such as 'step-5000', "
-            f"got {start!r}"
+            f"should be {', '.join(map(repr, STARTS))} or a step such as 'step-5000', got {start!r}"
         )
 
     @property
@@ -209,7 +209,7 @@ class EvaluationConfig(Section):
     def _batches_are_a_number_or_all(cls, value: Any) -> Any:
         number = isinstance(value, int) and not isinstance(value, bool) and value > 0
         if not number and value not in ("all", None):
-            raise ValueError(f"input should be an integer above 0, or all, got {value!r}")
+            raise ValueError(f"should be a whole number above 0, or all, got {show(value)}")
         return value
 
     @property

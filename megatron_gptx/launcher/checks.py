@@ -138,6 +138,9 @@ def _hosts(config: Config) -> Iterator[Problem]:
         return
     path = Path(config.launch.hostfile)
     names = list(hostfile_slots(path))
+    if config.launch.launcher != "pdsh":
+        # SLURM and the MPIs may have a list of nodes of their own; the ranks meet by this name.
+        names = names[:1] if config.launch.master_addr is None else []
     with ThreadPoolExecutor(_QUESTIONS_AT_ONCE) as pool:
         known = list(pool.map(_is_known, names))
     lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -191,15 +194,13 @@ def _remote_words(config: Config, words: Sequence[str]) -> Iterator[Problem]:
 def _checkpoint(config: Config, *, fresh_may_go_on: bool) -> Iterator[Problem]:
     """Find a run folder with checkpoints that this run could not go on from."""
     run_dir, start = config.output.run_dir, config.checkpoint.start
-    if not run_dir.strip():
+    if any(_run_folder(config)):
         return
     try:
         found = _newest_readable(run_dir) if start == "intact" else newest(run_dir)
     except CheckpointError as error:
         yield Problem("output.run_dir", str(error))
         return
-    except OSError:
-        return  # nor can the run folder be used, which has a check of its own
     if found is None:
         return
     if start == "fresh" and not fresh_may_go_on:

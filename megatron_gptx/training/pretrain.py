@@ -174,6 +174,7 @@ class Pretraining:
                     self._save(must=True)
             else:
                 self._save(must=bool(reason))
+        self.watch.begin("metrics", self.state.step)  # others wait for a network
         _close(writers)
         return reason
 

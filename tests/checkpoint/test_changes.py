@@ -82,7 +82,7 @@ def test_an_option_that_an_old_checkpoint_does_not_know_had_its_default():
 
 def test_an_option_that_this_version_does_not_know_is_another_model():
     model = Younger.model_validate(golden().manifest["config"]["model"])
-    with pytest.raises(CheckpointError, match=r"model\.gated: False in the checkpoint, an option"):
+    with pytest.raises(CheckpointError, match=r"model\.gated: false in the checkpoint, an option"):
         check_model(saved(model), ModelConfig.model_validate(golden().manifest["config"]["model"]))
 
 

@@ -87,7 +87,7 @@ MISTAKES = {
     "two shares": ("optimizer:", "data:\n  split: 99,1\noptimizer:"),
     "shares that are no numbers": ("optimizer:", "data:\n  split: nan,1,1\noptimizer:"),
     "a weight of nothing": ("optimizer:", "data:\n  train: {a: 0.5, b: 0}\noptimizer:"),
-    "a weight that is no number": ("optimizer:", "data:\n  valid:\n    a: half\noptimizer:"),
+    "a weight that is no number": ("optimizer:", "data:\n  train:\n    a: half\noptimizer:"),
     "an empty blend": ("optimizer:", "data:\n  train: {}\noptimizer:"),
     "a list of datasets": ("optimizer:", "data:\n  train: [a, b]\noptimizer:"),
     "labels of an unknown dataset": ("optimizer:", "data:\n  train: a\n  labels: {b: c}\noptimizer:"),

@@ -7,7 +7,6 @@ is meant to change them: `GPTX_RECORD=1 python -m pytest tests/config/test_broke
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,12 +93,10 @@ def launch(corpus, monkeypatch, tmp_path, capfd):
         write("rest.yml", REST)
         broken.prepare()
         before = sorted(Path().rglob("*"))
-        started_at = time.monotonic()
         status = main(broken.words, root)
         shown, said = capfd.readouterr()
         assert (status, shown) == (2, "")
         assert sorted(Path().rglob("*")) == before
-        assert time.monotonic() - started_at < 30
         for sign in ("Traceback", "Errno", "pydantic", "Error(", "<class", " object at 0x"):
             assert sign not in said
         return said.strip("\n").replace(str(Path.cwd()), "FOLDER").replace(str(root), "ROOT")
