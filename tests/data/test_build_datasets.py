@@ -110,7 +110,7 @@ def test_validation_needs_no_training_data(make_dataset, tmp_path):
     for train in (None, str(tmp_path / "gone")):
         sets = build_validation(DataConfig(train=train, valid=valid), seq_length=4)
         assert ids_of(sets[""], 20) == {2}
-    with pytest.raises(UserError, match=r"data\.train is not set"):
+    with pytest.raises(UserError, match=r"data\.train: is not set"):
         build_validation(DataConfig(split="8,1,1"), seq_length=4)
 
 
