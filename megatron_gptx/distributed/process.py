@@ -18,6 +18,7 @@ from torch.distributed import distributed_c10d
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.distributed.build_lock import explain_build_locks
+from megatron_gptx.distributed.interface import choose_interface
 from megatron_gptx.distributed.lifetime import end_with_parent
 from megatron_gptx.distributed.log import (
     finished_marker,
@@ -107,7 +108,7 @@ def run_worker(work: Callable[[Process], None], *, run_dir: Path, launch: Launch
     try:
         if rank == 0:  # whom no other rank outlives for long
             hold_until_the_end(run_dir)
-        process = _join(console, watch)
+        process = _join(console, watch, launch)
         stopped = _do(work, process)
         watch.begin("end", 0)
         if rank == 0 and stopped:
@@ -128,11 +129,12 @@ def run_worker(work: Callable[[Process], None], *, run_dir: Path, launch: Launch
         sys.stderr.flush()
         if lost_a_peer(error):
             time.sleep(GRACE_SECONDS)
-        if first_to_fail(run_dir):
+        status = MISTAKE if isinstance(error, UserError) else FAILED
+        if first_to_fail(run_dir, status):
             where = "" if isinstance(error, UserError) else f" (traceback in {log_path})"
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             console.write(f"\nerror on rank {rank}{where}: {kind}{error}\n")
-        _leave(MISTAKE if isinstance(error, UserError) else FAILED)
+        _leave(status)
     if stopped:
         _leave(STOPPED)
 
@@ -145,7 +147,7 @@ def _do(work: Callable[[Process], None], process: Process) -> str | None:
     return None
 
 
-def _join(console: TextIO, watch: Watchdog) -> Process:
+def _join(console: TextIO, watch: Watchdog, launch: LaunchConfig) -> Process:
     # Importing DeepSpeed takes seconds and prints; only ranks pay for it, into their log.
     import deepspeed
     import deepspeed.ops
@@ -155,6 +157,7 @@ def _join(console: TextIO, watch: Watchdog) -> Process:
     # compiler runs that find it, which a kill leaves behind as a temporary folder.
     deepspeed.ops.__compatible_ops__ = {}
     explain_build_locks(partial(_note, console))
+    choose_interface(os.environ)
     local_rank = int(os.environ["LOCAL_RANK"])
     if os.environ.get("DS_ACCELERATOR") == "cpu":
         device, backend = torch.device("cpu"), "gloo"
@@ -166,7 +169,16 @@ def _join(console: TextIO, watch: Watchdog) -> Process:
     longest = timedelta(seconds=max(START_SECONDS, watch.timeout_seconds) + 120)
     distributed_c10d.default_pg_timeout = longest
     distributed_c10d.default_pg_nccl_timeout = longest
-    deepspeed.init_distributed(dist_backend=backend, timeout=longest, auto_mpi_discovery=True)
+    try:
+        deepspeed.init_distributed(dist_backend=backend, timeout=longest, auto_mpi_discovery=True)
+    except dist.DistNetworkError as error:
+        # A port that the launcher has found itself is another one at the next start.
+        if launch.master_port is None or "EADDRINUSE" not in str(error):
+            raise
+        raise UserError(
+            f"port {launch.master_port} of {os.environ['MASTER_ADDR']} is taken by another program "
+            "(EADDRINUSE): set launch.master_port to a free one, or leave it out"
+        ) from None
     return Process(dist.get_rank(), dist.get_world_size(), local_rank, device, console, watch)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.parallel import LaunchConfig
-from megatron_gptx.distributed.log import first_to_fail
+from megatron_gptx.distributed.log import first_failure, first_to_fail
 from megatron_gptx.distributed.process import lost_a_peer
 from tests.runs import start_ranks
 
@@ -30,6 +31,14 @@ def join_and_do(run_dir: Path, work: str) -> None:
     from megatron_gptx.distributed import process
 
     process.run_worker(globals()[work], run_dir=run_dir, launch=LaunchConfig(timeout_seconds=30))
+
+
+def join_at(run_dir: Path, port: int) -> None:
+    """Join at a port that a user has chosen."""
+    from megatron_gptx.distributed import process
+
+    launch = LaunchConfig(timeout_seconds=30, master_port=port)
+    process.run_worker(wait_for_peers, run_dir=run_dir, launch=launch)
 
 
 def join_beside_a_compiler(run_dir: Path, compiler: Path) -> None:
@@ -146,11 +155,13 @@ def test_an_interrupted_rank_leaves_without_a_word(tmp_path):
 
 def test_only_one_rank_is_the_first_to_fail(tmp_path):
     (tmp_path / "logs").mkdir()
-    assert [first_to_fail(tmp_path) for _ in range(3)] == [True, False, False]
+    assert [first_to_fail(tmp_path, status) for status in (76, 1, 2)] == [True, False, False]
+    assert first_failure(tmp_path) == 76
 
 
 def test_a_rank_that_cannot_leave_a_mark_speaks_up(tmp_path):
-    assert first_to_fail(tmp_path / "nowhere")
+    assert first_to_fail(tmp_path / "nowhere", 1)
+    assert first_failure(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize(
@@ -202,3 +213,15 @@ def test_ranks_join_without_running_a_compiler(tmp_path):
 )
 def test_only_an_error_of_a_collective_means_a_lost_peer(error, lost):
     assert lost_a_peer(error) == lost
+
+
+def test_a_chosen_port_that_is_taken_is_named_with_its_option(tmp_path, monkeypatch):
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr("tests.runs.free_port", lambda: port)
+        screen = tmp_path / "screen"
+        assert start_ranks(join_at, 1, tmp_path, port, screen=screen) == [2]
+    assert screen.read_text() == (
+        f"\nerror on rank 0: port {port} of 127.0.0.1 is taken by another program (EADDRINUSE): "
+        "set launch.master_port to a free one, or leave it out\n"
+    )
