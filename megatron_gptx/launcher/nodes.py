@@ -1,5 +1,7 @@
 """What ranks of other hosts need before they start: variables, and a way to get there."""
 
+import os
+import shlex
 import subprocess
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,8 @@ from megatron_gptx.launcher.hosts import check_value, file_variables, write_for_
 
 # What DeepSpeed's runner does not pass on by itself, and ranks of all hosts need.
 FORWARDED = ("DS_ACCELERATOR", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", *CPU_DEFAULTS)
+# Where users of pdsh leave arguments for ssh, such as a port. Of two like options the first counts.
+SSH_ARGUMENTS = "PDSH_SSH_ARGS_APPEND"
 # Never a question that nobody answers, and no session that waits for a host which is gone.
 SSH_OPTIONS = (
     *("-o", "BatchMode=yes", "-o", "ConnectTimeout=10"),
@@ -45,8 +49,8 @@ def forward(config: Config, variables: Mapping[str, str], root: Path) -> dict[st
         check_value(name, value, "the environment")
     lines = "".join(f"{name}={value}\n" for name, value in passed.items())
     file = write_for_runner(config, "environment", lines)
-    arguments = " ".join((variables.get("PDSH_SSH_ARGS_APPEND", ""), *SSH_OPTIONS)).strip()
-    return {**variables, "DS_ENV_FILE": str(file), "PDSH_SSH_ARGS_APPEND": arguments}
+    arguments = " ".join((variables.get(SSH_ARGUMENTS, ""), *SSH_OPTIONS)).strip()
+    return {**variables, "DS_ENV_FILE": str(file), SSH_ARGUMENTS: arguments}
 
 
 def check_reachable(config: Config) -> None:
@@ -67,7 +71,7 @@ def _unreachable(host: str) -> str | None:
     """Return a host and what ssh says of it, or None where it answers."""
     try:
         done = subprocess.run(
-            ["ssh", *SSH_OPTIONS, host, "true"],
+            ["ssh", *shlex.split(os.environ.get(SSH_ARGUMENTS, "")), *SSH_OPTIONS, host, "true"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=60,
@@ -75,6 +79,8 @@ def _unreachable(host: str) -> str | None:
         )
     except subprocess.TimeoutExpired:
         return f"{host}: no answer within 60 s"
+    except ValueError as error:
+        return f"{host}: {SSH_ARGUMENTS} cannot be split into words: {error}"
     except OSError as error:
         return f"{host}: ssh cannot be started: {error.strerror}"
     if done.returncode == 0:

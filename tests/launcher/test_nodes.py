@@ -92,6 +92,19 @@ def test_all_hosts_that_cannot_be_reached_are_named_before_anything_starts(
     check_reachable(config.model_copy(update={"launch": other}))
 
 
+def test_arguments_of_a_user_for_ssh_are_used_to_ask_the_hosts(config, tmp_path, monkeypatch):
+    program = tmp_path / "bin" / "ssh"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\n[ "$1 $2" = "-p 2222" ]\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setenv("PDSH_SSH_ARGS_APPEND", "-p 2222")
+    check_reachable(config)
+    monkeypatch.setenv("PDSH_SSH_ARGS_APPEND", "-p '2222")
+    with pytest.raises(UserError, match="PDSH_SSH_ARGS_APPEND cannot be split"):
+        check_reachable(config)
+
+
 def test_without_ssh_it_is_said(config, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="node1: ssh cannot be started: No such file"):
