@@ -1,11 +1,11 @@
 """Learn a vocabulary from raw text, and write it as a tokenizer.json.
 
-Inputs are those of tools/preprocess_data.py. The byte-level BPE is for every text, and the same
+Inputs are those of `gptx preprocess`. The byte-level BPE is for every text, and the same
 inputs give the same file; WordPiece loses white space; the library breaks ties of WordPiece and
 Unigram at random.
 
-    tools/train_tokenizer.py corpus.jsonl --vocab-size 22000 --output data/tokenizer.json
-    tools/train_tokenizer.py corpus.jsonl --model wordpiece --vocab-size 22000 --output data/wp.json
+    %(prog)s corpus.jsonl --vocab-size 22000 --output data/tokenizer.json
+    %(prog)s corpus.jsonl --model wordpiece --vocab-size 22000 --output data/wp.json
 """
 
 import argparse
@@ -14,21 +14,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from megatron_gptx.commands.preprocess import describe_passed_over
 from megatron_gptx.config.errors import UserError, describe
 from megatron_gptx.data.files import file_sha256, write_aside
 from megatron_gptx.data.manifest import read_manifest, write_manifest
 from megatron_gptx.data.preprocess import describe_inputs
 from megatron_gptx.data.readers import Account, Reading, read_unit
-from megatron_gptx.data.sources import DEFAULT_GLOBS, InputFile, divide, find_files
+from megatron_gptx.data.sources import InputFile, divide, find_files
 from megatron_gptx.tokenizer.build import load_tokenizer
 from megatron_gptx.tokenizer.train import train_byte_level_bpe, train_unigram, train_wordpiece
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Run the tool; return its exit status."""
-    args = _parser().parse_args(argv)
+    args = _parser(prog).parse_args(argv)
     try:
-        files = find_files(args.input, globs=args.glob or DEFAULT_GLOBS, lists=args.list_file)
+        passed_over: list[str] = []
+        files = find_files(
+            args.input,
+            globs=args.glob or (),
+            lists=args.list_file,
+            wanted=args.format,
+            passed_over=passed_over,
+        )
+        if line := describe_passed_over(passed_over):
+            print(line, file=sys.stderr)
         made_from = {
             "inputs": describe_inputs(files),
             "options": {
@@ -88,9 +98,9 @@ def _texts(files: list[InputFile], account: Account, json_key: str) -> Iterator[
         yield from read_unit(unit, account, Reading(json_key))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("input", nargs="*", help="files and folders")
     parser.add_argument(
@@ -103,8 +113,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--glob",
         action="append",
-        help="which files of a folder to take; repeatable (default: *.jsonl and *.txt)",
+        help="which files of a folder to take; repeatable (default: as in preprocess_data.py)",
     )
+    parser.add_argument(
+        "--format", choices=("auto", "jsonl", "json", "text", "parquet"), default="auto",
+        help="how all files are read (default: auto, which looks into them)",
+    )  # fmt: skip
     parser.add_argument("--json-key", default="text", help="key of the text (default: text)")
     parser.add_argument(
         "--model",

@@ -3,7 +3,7 @@
 Sizes and pointers, ids below the vocabulary, the end of every document, checksums, and the
 tokenizer: as far as PREFIX.d/manifest.json or an option tells what they should be.
 
-tools/verify_dataset.py data/train data/valid --tokenizer data/tokenizer.json
+%(prog)s data/train data/valid --tokenizer data/tokenizer.json
 """
 
 import argparse
@@ -13,14 +13,19 @@ from pathlib import Path
 
 from megatron_gptx.config.errors import UserError, describe
 from megatron_gptx.data.indexed_dataset import IndexedDataset
-from megatron_gptx.data.manifest import manifest_path, matching_manifest, read_manifest
+from megatron_gptx.data.manifest import (
+    forbidden_ids,
+    manifest_path,
+    matching_manifest,
+    read_manifest,
+)
 from megatron_gptx.data.verify import Expected, all_problems
 from megatron_gptx.tokenizer.build import load_tokenizer
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Run the tool; return its exit status."""
-    args = _parser().parse_args(argv)
+    args = _parser(prog).parse_args(argv)
     try:
         return _verify(args)
     except KeyboardInterrupt:
@@ -31,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
 def _verify(args: argparse.Namespace) -> int:
     status = 0
     try:
-        tokenizer = None if args.tokenizer is None else load_tokenizer(args.tokenizer)
+        given = args.tokenizer
+        tokenizer = None if given is None else load_tokenizer(given, merges=args.merge_file)
     except (UserError, OSError) as error:
         print(describe(error), file=sys.stderr)
         return 2
@@ -58,6 +64,7 @@ def _verify(args: argparse.Namespace) -> int:
             "sizes and pointers",
             f"ids below {vocab_size:,}" if vocab_size is not None else "ids not negative",
             *(["document ends"] if known.get("end_of_document") is not None else []),
+            *(["markers"] if forbidden_ids(known) else []),
             *(["checksums"] if known.get("checksums") else []),
             *(["tokenizer"] if tokenizer and manifest else []),
         ]
@@ -65,15 +72,24 @@ def _verify(args: argparse.Namespace) -> int:
             f"{prefix}: {dataset.num_documents:,} documents, {dataset.num_tokens:,} tokens; "
             f"checked: {', '.join(checked)}"
         )
+        if not known:
+            print(
+                f"{prefix}: no manifest beside it, as datasets of others have none: nothing tells "
+                "whether its bytes are those that were written",
+                file=sys.stderr,
+            )
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("prefix", type=Path, nargs="+", help="PREFIX of PREFIX.bin and PREFIX.idx")
-    parser.add_argument("--tokenizer", metavar="FILE", help="the tokenizer they were made with")
+    parser.add_argument(
+        "--tokenizer", metavar="NAME", help="the one they were made with, as preprocess has it"
+    )
+    parser.add_argument("--merge-file", metavar="FILE", help="GPT-2's merges.txt")
     parser.add_argument(
         "--vocab-size", type=int, help="ids that are allowed (default: the tokenizer's)"
     )

@@ -76,7 +76,7 @@ def name_rank(variables: MutableMapping[str, str], launch: LaunchConfig) -> None
     for name, others in _RANK_VARIABLES.items():
         found = [variables[key] for key in (name, *others) if key in variables]
         if not found:
-            raise UserError(f"{name} is not set: ranks are started by ./deepy.py train.py CONFIG")
+            raise UserError(f"{name} is not set: ranks are started by gptx train CONFIG")
         variables[name] = found[0]
     if launch.master_addr is not None:
         variables.setdefault("MASTER_ADDR", launch.master_addr)
@@ -108,7 +108,7 @@ def run_worker(work: Callable[[Process], None], *, run_dir: Path, launch: Launch
     try:
         if rank == 0:  # whom no other rank outlives for long
             hold_until_the_end(run_dir)
-        process = _join(console, watch, launch)
+        process = _join(console, watch)
         stopped = _do(work, process)
         watch.begin("end", 0)
         if rank == 0 and stopped:
@@ -147,7 +147,7 @@ def _do(work: Callable[[Process], None], process: Process) -> str | None:
     return None
 
 
-def _join(console: TextIO, watch: Watchdog, launch: LaunchConfig) -> Process:
+def _join(console: TextIO, watch: Watchdog) -> Process:
     # Importing DeepSpeed takes seconds and prints; only ranks pay for it, into their log.
     import deepspeed
     import deepspeed.ops
@@ -172,13 +172,13 @@ def _join(console: TextIO, watch: Watchdog, launch: LaunchConfig) -> Process:
     try:
         deepspeed.init_distributed(dist_backend=backend, timeout=longest, auto_mpi_discovery=True)
     except dist.DistNetworkError as error:
-        # A port that the launcher has found itself is another one at the next start.
-        if launch.master_port is None or "EADDRINUSE" not in str(error):
+        if "EADDRINUSE" not in str(error):
             raise
         raise UserError(
-            f"port {launch.master_port} of {os.environ['MASTER_ADDR']} is taken by another program "
-            "(EADDRINUSE): set launch.master_port to a free one, or leave it out"
-        ) from None
+            f"launch.master_port: port {os.environ['MASTER_PORT']} of this node, at which the "
+            "ranks were to meet, is used by another program; choose another one, or null, which "
+            "finds a free one"
+        ) from error
     return Process(dist.get_rank(), dist.get_world_size(), local_rank, device, console, watch)
 
 

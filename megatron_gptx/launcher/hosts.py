@@ -50,12 +50,7 @@ def hosts_command(
     Raises:
         UserError: a word, or this folder's name, would be read by a remote shell as more than text.
     """
-    for word in (str(Path.cwd()), sys.executable, *worker):
-        if not HARMLESS.fullmatch(word):
-            raise UserError(
-                f"{word!r} would pass through the shells of other nodes, where it is more than a "
-                "word; use letters, digits and _@+=:,./- only"
-            )
+    check_words(worker)
     assert config.launch.hostfile is not None, "one node needs no runner"
     return [
         *module_command("deepspeed.launcher.runner"),
@@ -72,6 +67,16 @@ def hosts_command(
         *("--no_local_rank", "--force_multi", "--no_ssh_check", "--log_level=critical"),
         *worker,
     ]
+
+
+def check_words(worker: Sequence[str]) -> None:
+    """Raise UserError where a remote shell would read a word, or this folder, as more than text."""
+    for word in (str(Path.cwd()), sys.executable, *worker):
+        if not HARMLESS.fullmatch(word):
+            raise UserError(
+                f"{word!r} would pass through the shells of other nodes, where it is more than a "
+                "word; use letters, digits and _@+=:,./- only"
+            )
 
 
 def write_hostfile(config: Config) -> Path:
@@ -132,7 +137,7 @@ def file_variables() -> dict[str, str]:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read: {error}") from None
+            raise UserError(f"{path} cannot be read: {why(error)}") from None
         for number, line in enumerate(lines, start=1):
             variable, equals, value = (part.strip() for part in line.partition("="))
             if not equals or not VARIABLE.fullmatch(variable):

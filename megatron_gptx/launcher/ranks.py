@@ -85,7 +85,7 @@ def _launch(
     check_reachable(config)
     of_others = _fresh_start(run_dir)
     began = job is not None and of_others is not None and of_others.job == job
-    if began and config.checkpoint.start == "fresh":
+    if began and config.checkpoint.begins:
         config = _going_on(config, "auto")
     requests.limit(config.training.time_limit_minutes)
     sys.stdout.write(
@@ -117,7 +117,7 @@ def _launch(
         )
         prepare_logs(run_dir)
         # Before it has begun afresh, checkpoints here would be those of another run.
-        if config.checkpoint.start != "fresh" or _fresh_start(run_dir) != of_others:
+        if not config.checkpoint.begins or _fresh_start(run_dir) != of_others:
             config = _going_on(config, "intact")
     raise AssertionError("unreachable: restarts are counted")
 
@@ -158,7 +158,7 @@ def prepare_logs(run_dir: Path) -> None:
     try:
         for marker in (failure_marker, finished_marker, stopped_marker):
             marker(run_dir).unlink(missing_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"output.run_dir {run_dir} cannot be used: {why(error)}") from None
 
 

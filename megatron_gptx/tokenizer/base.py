@@ -22,8 +22,8 @@ class Batch(NamedTuple):
 class Tokenizer(Protocol):
     """Text to ids and back.
 
-    Unless it was opened otherwise, text is only text: a special token spelled out in it is encoded
-    as its characters, never as its id, so no document can end itself.
+    Unless it was opened otherwise, text is only text: a marker spelled out in it is encoded as its
+    characters, never as its id, so no document can end itself.
     """
 
     @property
@@ -38,7 +38,12 @@ class Tokenizer(Protocol):
 
     @property
     def special_tokens(self) -> frozenset[str]:
-        """The tokens that are not text."""
+        """The markers: tokens that no text becomes, whatever the library calls them."""
+        ...
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What has to be copied to take the tokenizer along; `load_tokenizer` opens the first."""
         ...
 
     @property
@@ -51,12 +56,20 @@ class Tokenizer(Protocol):
         """The library that encodes, and its version."""
         ...
 
+    def id_of(self, token: str) -> int | None:
+        """Return the id of a marker, or None where there is no such one."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> Batch:
         """Return the ids of several texts."""
+        ...
+
+    def has_id(self, number: int) -> bool:
+        """Return whether an id stands for something; a vocabulary may have gaps."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -92,5 +105,11 @@ def no_end_of_document(source: object, name: str | None) -> str:
     asked = f"no token {name!r}" if name else "no token that ends a document"
     return (
         f"{source}: {asked}; known names are {', '.join(END_OF_DOCUMENT_NAMES)}; name the token of "
-        "this vocabulary with --eod-token, or train one with tools/train_tokenizer.py"
+        "this vocabulary with --eod-token, or train one with gptx tokenizer"
     )
+
+
+def marker_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that no text becomes, in order."""
+    found = {tokenizer.id_of(token) for token in tokenizer.special_tokens}
+    return sorted(number for number in found if number is not None)

@@ -131,6 +131,8 @@ def test_ranks_that_end_for_good_are_not_started_again(launch, end):
         ("fresh", None, "fresh fresh intact "),
         ("fresh", "17", "auto intact intact "),
         ("fresh", "18", "fresh fresh intact "),
+        ("step-2", None, "step-2 step-2 intact "),
+        ("step-2", "17", "auto intact intact "),
     ],
 )
 def test_ranks_that_began_afresh_go_on_from_their_own_checkpoints(
