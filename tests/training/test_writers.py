@@ -79,6 +79,15 @@ def test_a_line_that_is_no_row_costs_no_other_row_and_no_resume(tmp_path, capsys
     assert capsys.readouterr().err == f"{path}: 1 of 3 lines were no rows, and are gone\n"
 
 
+def test_going_back_in_the_metrics_file_takes_no_room(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    file = path.stat().st_ino
+    MetricsFile(path, resumed_step=2, say=print).close()
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert path.stat().st_ino == file  # it was not written anew
+
+
 def test_numbers_that_json_does_not_know_become_null(tmp_path):
     writer = MetricsFile(tmp_path / "metrics.jsonl", resumed_step=0, say=print)
     writer.write({"step": 1, "grad_norm": float("inf"), "loss": float("nan")})
