@@ -1,9 +1,9 @@
 """Show a run's checkpoints, verify their checksums, or compare two of them.
 
-tools/inspect_checkpoint.py list runs/1B
-tools/inspect_checkpoint.py verify runs/1B
-tools/inspect_checkpoint.py verify runs/1B/checkpoints/step-00001000
-tools/inspect_checkpoint.py diff runs/1B/checkpoints/step-00001000 runs/other
+%(prog)s list runs/1B
+%(prog)s verify runs/1B
+%(prog)s verify runs/1B/checkpoints/step-00001000
+%(prog)s diff runs/1B/checkpoints/step-00001000 runs/other
 
 A run stands for its newest checkpoint in `diff`, and for all of them in `verify`. `diff` ends with
 status 0 where everything is equal, 1 where something differs, 2 where one is damaged.
@@ -41,9 +41,9 @@ BEST = "best"
 _HEADER = ("step", "", "saved", "size", "layout", "precision", "loss", "files")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Run the tool; return its exit status."""
-    args = _parser().parse_args(argv)
+    args = _parser(prog).parse_args(argv)
     try:
         if args.action == "list":
             return _list(args.run_dir)
@@ -199,9 +199,9 @@ def _all_of(run_dir: Path) -> list[Path]:
     return found
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     actions = parser.add_subparsers(dest="action", required=True)
     action = actions.add_parser("list", help="show a run's checkpoints")

@@ -1,7 +1,7 @@
 """Translate a configuration of GPT-NeoX (YAML) or Megatron-LM (arguments in a script) into ours.
 
-tools/convert_config.py 20B.yml local_setup.yml --output configs/20B.yml
-tools/convert_config.py pretrain_gpt.sh --vocab-size 50257 --output configs/gpt.yml
+%(prog)s 20B.yml local_setup.yml --output configs/20B.yml
+%(prog)s pretrain_gpt.sh --vocab-size 50257 --output configs/gpt.yml
 
 What has no counterpart here is listed with its file and line, on the screen and at the head of the
 result: every setting is translated, named as not needed, or named as unknown.
@@ -23,10 +23,10 @@ from megatron_gptx.tokenizer.build import load_tokenizer
 YAML = {".yml", ".yaml", ".json"}
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Run the tool; return its exit status: 1 where the result needs more before it can run."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", nargs="+", type=Path, help="later files override earlier ones")
     parser.add_argument("--output", type=Path, help="where to write; default: print it")

@@ -122,7 +122,7 @@ NOT_NEEDED = {
     "node_rank": "the launcher numbers them",
     "log_interval": "every step is logged",
     "log_dir": "logs are in output.run_dir",
-    "reset_position_ids": "positions are not reset; alibi needs none",
+    "reset_position_ids": "data.isolate_documents resets learned positions; alibi needs none",
     "tokenizer_type": "data.tokenizer is a tokenizer.json",
     "checkpoint_scale": "checkpoint.interval is linear",
     "fp16.fp16": "precision decides",

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
+from megatron_gptx.config.shipped import shipped_folder
 from megatron_gptx.ops import cuda_build
 from megatron_gptx.ops.cuda_build import CudaBuildError
 
-SOURCES = Path(__file__).resolve().parents[2] / "csrc"
+SOURCES = shipped_folder("csrc")
 # No a * b + c in one rounding unless a kernel asks for it: a score must not depend on the compiler.
 COMPILER_FLAGS = ("-O3", "-ffp-contract=off", "-fopenmp")
 LINKER_FLAGS = ("-fopenmp",)
@@ -41,18 +42,10 @@ def ensure_built(say: Callable[[str], object], *, sources: Path = SOURCES) -> Pa
     Raises:
         BuildError: there is nothing to compile, or no way to.
     """
-    try:
-        wanted = cuda_build.wanted_architectures()
-    except CudaBuildError as error:
-        raise BuildError(str(error)) from error
-    compiler = cuda_build.find_compiler() if wanted else None
-    read = (".cpp", ".h", ".cu", ".cuh") if compiler else (".cpp", ".h")
-    files = sorted(path for path in sources.rglob("*") if path.suffix in read)
-    if not files:
-        raise BuildError(f"there are no kernel sources in {sources}")
-    half = (str(compiler), *wanted) if compiler else ()
-    folder = _cache() / f"gptx_{_fingerprint(sources, files, half)}"
-    library, done = folder / f"{folder.name}.so", folder / "done"
+    wanted, compiler = _cuda_half()
+    files = _files(sources, compiler)
+    library = _place(sources, files, wanted, compiler)
+    folder, done = library.parent, library.parent / "done"
     if done.exists():
         return library
     try:
@@ -68,6 +61,42 @@ def ensure_built(say: Callable[[str], object], *, sources: Path = SOURCES) -> Pa
     except OSError as error:
         raise BuildError(f"{folder} cannot be written: {error}") from error
     return library
+
+
+def find_built(*, sources: Path = SOURCES) -> Path | None:
+    """Return the compiled library, or None where it would have to be compiled first.
+
+    Raises:
+        BuildError: there is nothing to compile.
+    """
+    wanted, compiler = _cuda_half()
+    library = _place(sources, _files(sources, compiler), wanted, compiler)
+    return library if (library.parent / "done").exists() else None
+
+
+def _cuda_half() -> tuple[tuple[str, ...], Path | None]:
+    """Return the architectures that there is a reason for, and nvcc if it is needed and there."""
+    try:
+        wanted = cuda_build.wanted_architectures()
+    except CudaBuildError as error:
+        raise BuildError(str(error)) from error
+    return wanted, cuda_build.find_compiler() if wanted else None
+
+
+def _files(sources: Path, compiler: Path | None) -> list[Path]:
+    read = (".cpp", ".h", ".cu", ".cuh") if compiler else (".cpp", ".h")
+    files = sorted(path for path in sources.rglob("*") if path.suffix in read)
+    if not files:
+        raise BuildError(f"there are no kernel sources in {sources}")
+    return files
+
+
+def _place(
+    sources: Path, files: list[Path], wanted: tuple[str, ...], compiler: Path | None
+) -> Path:
+    half = (str(compiler), *wanted) if compiler else ()
+    folder = _cache() / f"gptx_{_fingerprint(sources, files, half)}"
+    return folder / f"{folder.name}.so"
 
 
 def _cache() -> Path:

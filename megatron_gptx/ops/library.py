@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from megatron_gptx.config.errors import UserError
 from megatron_gptx.ops import (
     fused_attention,
     fused_linear,
@@ -26,9 +27,17 @@ def load(say: Callable[[str], object]) -> str | None:
 
     Returns:
         Why there are no kernels, in one line, or None where there are.
+
+    Raises:
+        UserError: GPTX_CPU_CAPABILITY names what this CPU cannot run.
     """
-    if loaded():
-        return None
+    problem = None if loaded() else _load(say)
+    if problem is None:
+        cpu_capability()
+    return problem
+
+
+def _load(say: Callable[[str], object]) -> str | None:
     try:
         torch.ops.load_library(ensure_built(say))
     except BuildError as error:
@@ -45,6 +54,21 @@ def load(say: Callable[[str], object]) -> str | None:
 def loaded() -> bool:
     """Tell whether `load` has succeeded in this process."""
     return hasattr(torch.ops.gptx, "topk_attention")
+
+
+def cpu_capability() -> str:
+    """Return which form of the loaded kernels a CPU runs: `avx512`, `avx2` or `default`.
+
+    GPTX_CPU_CAPABILITY names it, or else it is the quickest of `torch.ops.gptx.cpu_variants()`.
+
+    Raises:
+        UserError: the variable names what this CPU cannot run.
+    """
+    try:
+        chosen: str = torch.ops.gptx.cpu_capability()
+    except RuntimeError as error:
+        raise UserError(str(error).partition("\n")[0]) from None
+    return chosen
 
 
 def unusable_on(device: torch.device) -> str | None:

@@ -43,7 +43,7 @@ def load_tokenizer(
         files.append(file.with_name("merges.txt"))
     for each in files:
         if not each.is_file():
-            raise UserError(f"{each}: no such tokenizer file; tools/train_tokenizer.py makes one")
+            raise UserError(f"{each}: no such tokenizer file; gptx tokenizer makes one")
     if file.suffix == ".model":
         from megatron_gptx.tokenizer.sentencepiece import SentencePieceTokenizer
 

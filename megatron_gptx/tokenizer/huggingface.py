@@ -37,7 +37,7 @@ class HuggingFaceTokenizer:
         end_of_document_name: str | None = None,
         special_tokens_as_text: bool = True,
     ) -> None:
-        self.path = paths[0]
+        self.path, self.files = paths[0], paths
         try:
             self._tokenizer = _open(*paths)
         except Exception as error:  # the library raises nothing narrower
@@ -81,6 +81,10 @@ class HuggingFaceTokenizer:
         """Return the ids of several texts."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return batch_of([encoding.ids for encoding in encodings])
+
+    def has_id(self, number: int) -> bool:
+        """Return whether an id stands for something: the ids of a file may have gaps."""
+        return 0 <= number < self.vocab_size and self._tokenizer.id_to_token(number) is not None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some ids, special tokens spelled out."""

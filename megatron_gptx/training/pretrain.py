@@ -16,8 +16,9 @@ from megatron_gptx.checkpoint.layout import (
     write_synced,
 )
 from megatron_gptx.checkpoint.load import go_back, initialize, resume
+from megatron_gptx.checkpoint.run_tokenizer import keep_tokenizer
 from megatron_gptx.checkpoint.save import Saver
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import UserError, why
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.data.blend import BlendedDataset, table
@@ -25,13 +26,20 @@ from megatron_gptx.data.build import Datasets, build_datasets
 from megatron_gptx.data.files import write_aside
 from megatron_gptx.data.fingerprint import fingerprints
 from megatron_gptx.data.loader import MicroBatch, StepLoader
+from megatron_gptx.data.validation import over_all
 from megatron_gptx.distributed.faults import fault_point
 from megatron_gptx.distributed.log import fresh_marker
 from megatron_gptx.distributed.process import Process
 from megatron_gptx.distributed.status import StoppedError
 from megatron_gptx.training.build import build_engine
 from megatron_gptx.training.determinism import repeatable
-from megatron_gptx.training.evaluate import evaluate
+from megatron_gptx.training.evaluate import (
+    Readings,
+    evaluate,
+    metrics,
+    report,
+    validation_readings,
+)
 from megatron_gptx.training.faults import flip_a_bit, poison_gradients
 from megatron_gptx.training.guard import Guard
 from megatron_gptx.training.monitor import Monitor
@@ -111,7 +119,9 @@ class Pretraining:
         if self.state.step:
             self.say(f"resumed at step {self.state.step}")
         if self.leader:
-            write_aside(Path(self.config.output.run_dir) / "config.yml", dump(self.config))
+            self._write_config()
+            if note := keep_tokenizer(self.config.data, self.config.output.run_dir):
+                self.say(note)
         data = build_datasets(
             self.config.data,
             seq_length=self.config.model.seq_length,
@@ -130,9 +140,16 @@ class Pretraining:
                 "command to go on"
             )
 
+    def _write_config(self) -> None:
+        path = Path(self.config.output.run_dir) / "config.yml"
+        try:
+            write_aside(path, dump(self.config))
+        except OSError as error:  # a full disk; every checkpoint holds the configuration too
+            self.say(f"not written: {path}: {why(error)}")
+
     def _take_steps(self, train: StepLoader, data: Datasets) -> str:
         """Train to the last step, or until the run is asked to end; return why it ends early."""
-        valid = self._loader(data.valid) if data.valid else None
+        valid = validation_readings(self.config, data.valid, self._loader)
         writers = self._open_writers()
         batches = train.steps(self.state.samples)
         self.monitor.start(self.state)
@@ -143,7 +160,7 @@ class Pretraining:
             row["data_seconds"] = round(data_seconds, 6)
             reason = self._asked_to_end()
             if valid and not reason and self._due(self.config.evaluation.interval):
-                row["valid_loss"] = self._evaluate(valid)
+                row |= self._evaluate(valid)
                 reason = self._asked_to_end()
             for writer in writers:
                 writer.write(row)
@@ -201,20 +218,15 @@ class Pretraining:
             **_achieved(data, self.state.samples),
         }
 
-    def _evaluate(self, valid: StepLoader) -> float:
-        loss = evaluate(
-            self.engine,
-            valid,
-            self.config.evaluation.batches,
-            watch=self.watch,
-            step=self.state.step,
-        )
+    def _evaluate(self, valid: Readings) -> dict[str, float]:
+        losses = evaluate(self.engine, valid, watch=self.watch, step=self.state.step)
+        self.say(report(losses, self.state.step))
+        loss = over_all(losses)
         best = math.isfinite(loss) and (self.best is None or loss < self.best.valid_loss)
         if best and self.config.checkpoint.keep_best and not self.guard.in_a_row:
             self.best, self.save_is_due = Best(self.state.step, loss), True
-        self.say(f"step {self.state.step}: validation loss {loss:.4f}")
         self.monitor.start(self.state)
-        return loss
+        return metrics(losses)
 
     def _save(self, *, must: bool) -> None:
         """Compare the replicas and save, where one of the two is due."""
@@ -293,7 +305,9 @@ class Pretraining:
         )
 
     def _open_writers(self) -> list[Writer]:
-        return open_writers(self.config, resumed_step=self.state.step) if self.leader else []
+        if not self.leader:
+            return []
+        return open_writers(self.config, resumed_step=self.state.step, say=self.say)
 
 
 def _close(writers: Sequence[Writer]) -> None:

@@ -1,6 +1,7 @@
 """Where metrics go. metrics.jsonl is the record; everything else may fail without harm."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -29,25 +30,56 @@ class Writer(Protocol):
 
 
 class MetricsFile:
-    """One JSON object per line and step."""
+    """One JSON object per line and step; rows for which the disk has no room wait until it has."""
 
-    def __init__(self, path: Path, *, resumed_step: int) -> None:
-        """Open a file for appending; rows after `resumed_step` belong to a future given up."""
+    def __init__(self, path: Path, *, resumed_step: int, say: Callable[[str], object]) -> None:
+        """Open a file for appending; rows after `resumed_step` belong to a future given up.
+
+        Args:
+            path: the file.
+            resumed_step: the last step whose row is kept.
+            say: takes a line when the disk is full.
+        """
         if path.exists():
             _cut(path, resumed_step)
-        self.file = path.open("a", buffering=1)
+        self.path, self.say = path, say
+        self.file = path.open("ab", buffering=0)
+        self.waiting: list[bytes] = []
+        self.full = False
 
     def write(self, row: Row) -> None:
         """Append a row."""
         # JSON has no NaN and no infinity.
         finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
-        self.file.write(json.dumps(finite) + "\n")
+        self.waiting.append(json.dumps(finite).encode() + b"\n")
+        self._append()
 
     def close(self) -> None:
         """Put every row on disk."""
-        self.file.flush()
+        self._append()
+        if self.waiting:
+            self.say(f"{self.path} lacks its last {len(self.waiting)} rows: no space left")
         os.fsync(self.file.fileno())
         self.file.close()
+
+    def _append(self) -> None:
+        """Write what waits, all of it or nothing."""
+        rows = memoryview(b"".join(self.waiting))
+        size = os.fstat(self.file.fileno()).st_size
+        try:
+            while rows:
+                rows = rows[self.file.write(rows) :]
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.file.truncate(size)
+            if not self.full:
+                self.say(f"no space left for {self.path}: its rows wait until there is")
+            self.full = True
+        else:
+            if self.full:
+                self.say(f"{self.path} has all its rows again")
+            self.waiting, self.full = [], False
 
 
 class Optional:
@@ -158,10 +190,13 @@ def _wandb_id(run_dir: Path, resumed_step: int) -> str:
     return name
 
 
-def open_writers(config: Config, *, resumed_step: int) -> list[Writer]:
+def open_writers(
+    config: Config, *, resumed_step: int, say: Callable[[str], object]
+) -> list[Writer]:
     """Return the writers that a configuration asks for, the metrics file first."""
     run_dir = Path(config.output.run_dir)
-    writers: list[Writer] = [MetricsFile(run_dir / "metrics.jsonl", resumed_step=resumed_step)]
+    metrics = MetricsFile(run_dir / "metrics.jsonl", resumed_step=resumed_step, say=say)
+    writers: list[Writer] = [metrics]
     if config.logging.tensorboard:
         folder = run_dir / "tensorboard"
         opened = partial(TensorBoard, folder, resumed_step=resumed_step)
@@ -175,14 +210,18 @@ def open_writers(config: Config, *, resumed_step: int) -> list[Writer]:
 
 def _cut(path: Path, last_step: int) -> None:
     """Keep the rows up to a step; what is none, such as a torn last line, goes too."""
-    lines = path.read_bytes().splitlines()
+    content = path.read_bytes()
+    lines = content.splitlines()
     steps = [_step(line) for line in lines]
-    kept = [
+    kept = b"".join(
         line + b"\n"
         for line, step in zip(lines, steps, strict=True)
         if step is not None and step <= last_step
-    ]
-    write_synced(path, b"".join(kept))
+    )
+    if content.startswith(kept):
+        os.truncate(path, len(kept))  # which a full disk allows too
+    else:
+        write_synced(path, kept)
     if strange := steps.count(None):
         sys.stderr.write(f"{path}: {strange} of {len(lines)} lines were no rows, and are gone\n")
 

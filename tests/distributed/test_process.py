@@ -11,6 +11,7 @@ import pytest
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.distributed.log import first_to_fail
+from megatron_gptx.distributed.process import lost_a_peer
 from tests.runs import start_ranks
 
 
@@ -177,7 +178,7 @@ def test_a_rank_knows_its_numbers_whatever_started_it(started):
 def test_a_process_that_is_no_rank_is_told_so():
     from megatron_gptx.distributed.process import name_rank
 
-    with pytest.raises(UserError, match=r"RANK is not set: ranks are started by ./deepy.py"):
+    with pytest.raises(UserError, match=r"RANK is not set: ranks are started by gptx train"):
         name_rank({}, LaunchConfig())
 
 
@@ -187,3 +188,17 @@ def test_ranks_join_without_running_a_compiler(tmp_path):
     compiler.chmod(0o700)
     assert start_ranks(join_beside_a_compiler, 2, tmp_path, compiler) == [0, 0]
     assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("gloo: Connection closed by peer [127.0.0.1]:1234"), True),
+        (RuntimeError("writev: Broken pipe"), True),
+        (BrokenPipeError(32, "Broken pipe"), False),
+        (ConnectionResetError(104, "Connection reset by peer"), False),
+        (ValueError("that was unexpected"), False),
+    ],
+)
+def test_only_an_error_of_a_collective_means_a_lost_peer(error, lost):
+    assert lost_a_peer(error) == lost

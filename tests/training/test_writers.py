@@ -50,7 +50,7 @@ def test_a_writer_that_fails_is_dropped_and_says_so(opening, capsys):
 def test_the_metrics_file_drops_the_future_and_a_torn_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    writer = MetricsFile(path, resumed_step=2)
+    writer = MetricsFile(path, resumed_step=2, say=print)
     writer.write(ROW)
     writer.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
@@ -72,7 +72,7 @@ STRANGE = {
 def test_a_line_that_is_no_row_costs_no_other_row_and_no_resume(tmp_path, capsys, line):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + STRANGE[line] + b'\n{"step": 2}\n')
-    writer = MetricsFile(path, resumed_step=2)
+    writer = MetricsFile(path, resumed_step=2, say=print)
     writer.write(ROW)
     writer.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
@@ -80,7 +80,7 @@ def test_a_line_that_is_no_row_costs_no_other_row_and_no_resume(tmp_path, capsys
 
 
 def test_numbers_that_json_does_not_know_become_null(tmp_path):
-    writer = MetricsFile(tmp_path / "metrics.jsonl", resumed_step=0)
+    writer = MetricsFile(tmp_path / "metrics.jsonl", resumed_step=0, say=print)
     writer.write({"step": 1, "grad_norm": float("inf"), "loss": float("nan")})
     writer.close()
     row = json.loads((tmp_path / "metrics.jsonl").read_text())
@@ -232,10 +232,12 @@ def test_the_key_of_wandb_login_is_used_and_a_refusal_ends_no_run(
 
 
 def test_writers_follow_the_configuration(tmp_path):
-    plain = open_writers(tiny_config(Path("corpus"), tmp_path), resumed_step=0)
+    plain = open_writers(tiny_config(Path("corpus"), tmp_path), resumed_step=0, say=print)
     assert [type(writer) for writer in plain] == [MetricsFile]
     both = open_writers(
-        tiny_config(Path("corpus"), tmp_path, logging__tensorboard=True), resumed_step=0
+        tiny_config(Path("corpus"), tmp_path, logging__tensorboard=True),
+        resumed_step=0,
+        say=print,
     )
     assert [type(writer) for writer in both] == [MetricsFile, Optional]
     for writer in (*plain, *both):
