@@ -14,10 +14,13 @@ from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.options import walk_options
 from megatron_gptx.config.schema import Config
 
-# Options of the model that no saved tensor depends on.
-_FREE = ("dropout", "attention.dropout", "init_std")
 # What speaks of one launch and not of what is learned.
 _OF_A_LAUNCH = ("launch.", "checkpoint.start", "checkpoint.accept_changes")
+# What to do where a run would be two.
+TWO_EXPERIMENTS = (
+    "choose another output.run_dir for it (checkpoint.initialize_from takes weights along), or "
+    "accept the mixture: --set checkpoint.accept_changes=true"
+)
 _ROUNDING = "losses are the same up to rounding"
 # What a change does to a run that goes on; of others, their name says it.
 _EFFECTS = {
@@ -42,14 +45,12 @@ def check_model(
         model: what is wanted.
         any_seq_length: let `seq_length` differ where no weight depends on it.
     """
-    saved = _saved_model(checkpoint, type(model))
-    free = (*_FREE, "seq_length") if any_seq_length and model.position != "learned" else _FREE
-    before, after = _flat(saved.model_dump()), _flat(model.model_dump())
-    meant_before, meant_after = (_flat(each.resolved.model_dump()) for each in (saved, model))
+    saved = saved_model(checkpoint, type(model))
+    if any_seq_length and model.position != "learned":
+        saved = saved.model_copy(update={"seq_length": model.seq_length})
     differing = [
-        f"{key}: {before[key]} in the checkpoint, {after[key]} in the configuration"
-        for key in sorted(after)
-        if before[key] != after[key] and meant_before[key] != meant_after[key] and key not in free
+        f"{option}: {before} in the checkpoint, {now} in the configuration"
+        for option, (before, now) in sorted(model.differences(saved).items())
     ]
     if differing:
         raise CheckpointError(
@@ -57,8 +58,12 @@ def check_model(
         )
 
 
-def _saved_model(checkpoint: Checkpoint, kind: type[ModelConfig]) -> ModelConfig:
-    """Return the model of a checkpoint, the defaults of younger options filled in."""
+def saved_model(checkpoint: Checkpoint, kind: type[ModelConfig] = ModelConfig) -> ModelConfig:
+    """Return the model of a checkpoint, the defaults of younger options filled in.
+
+    Raises:
+        CheckpointError: it has options, or values of them, that this version does not know.
+    """
     try:
         return kind.model_validate(checkpoint.manifest["config"]["model"])
     except ValidationError as error:
@@ -101,7 +106,7 @@ def same_evaluation(checkpoint: Checkpoint, config: Config) -> bool:
 def mixed_experiments(
     checkpoint: Checkpoint, config: Config, data: Mapping[str, Any] | None
 ) -> list[str]:
-    """Return what makes a checkpoint and a configuration two experiments, one line each.
+    """Return what makes a checkpoint and a configuration two experiments, as `OPTION: HOW` each.
 
     Args:
         checkpoint: what was saved.
