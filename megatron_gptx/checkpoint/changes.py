@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,6 +14,7 @@ from megatron_gptx.config.messages import describe_error, dotted, show
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.options import walk_options
 from megatron_gptx.config.schema import Config
+from megatron_gptx.config.training import EvaluationConfig
 
 # What speaks of one launch and not of what is learned.
 _OF_A_LAUNCH = ("launch.", "checkpoint.start", "checkpoint.accept_changes")
@@ -84,8 +86,7 @@ def saved_model(checkpoint: Checkpoint, kind: type[ModelConfig] = ModelConfig) -
 
 def changed_options(checkpoint: Checkpoint, config: Config) -> list[str]:
     """Return the options that a run is resumed with another value of, one line each."""
-    saved = with_defaults(checkpoint.manifest["config"], type(config))
-    changes = changed_values(saved, config.model_dump())
+    changes = _changes(checkpoint, config)
     return [change + _effect(change) for change in changes if not change.startswith(_OF_A_LAUNCH)]
 
 
@@ -95,12 +96,27 @@ def _effect(change: str) -> str:
 
 def same_evaluation(checkpoint: Checkpoint, config: Config) -> bool:
     """Return whether validation losses of a checkpoint's run can be compared with those to come."""
-    saved = with_defaults(checkpoint.manifest["config"], type(config))
     return not any(
         change.startswith(("data", "evaluation"))
         and not change.startswith(("data.prefetch", "data.tokenizer", "evaluation.interval"))
-        for change in changed_values(saved, config.model_dump())
+        for change in _changes(checkpoint, config)
     )
+
+
+def _changes(checkpoint: Checkpoint, config: Config) -> list[str]:
+    saved = with_defaults(checkpoint.manifest["config"], type(config))
+    return changed_values(_meant(saved), _meant(config.model_dump()))
+
+
+def _meant(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration in which a null stands for nothing but itself."""
+    meant = dict(config)
+    with suppress(ValidationError):  # what this version does not know stays as it is
+        meant["model"] = ModelConfig.model_validate(config["model"]).resolved.model_dump()
+    with suppress(ValidationError):
+        evaluation = EvaluationConfig.model_validate(config["evaluation"])
+        meant["evaluation"] = {**config["evaluation"], "batches": evaluation.training_batches}
+    return meant
 
 
 def mixed_experiments(
