@@ -101,8 +101,13 @@ def open_run_tokenizer(run_dir: str | Path) -> RunTokenizer | None:
         raise UserError(f"{folder} is damaged: {problem}; {_REMEDY}")
     opens = content["opens"]
     path = str(folder / "files" / opens) if content["files"] else BYTES
+    # GPT-2's merges may have had any name, and have lain anywhere.
+    others = [folder / "files" / file for file in content["files"] if file != opens]
     name = content["end_name"]
-    return RunTokenizer(load_tokenizer(path, end_of_document_name=name), content["ends"], name)
+    tokenizer = load_tokenizer(
+        path, merges=others[0] if others else None, end_of_document_name=name
+    )
+    return RunTokenizer(tokenizer, content["ends"], name)
 
 
 def tokenizer_of(data: DataConfig) -> RunTokenizer:

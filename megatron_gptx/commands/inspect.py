@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
             if args.png is not None:
                 _draw_lengths(dataset, args.png)
         else:
-            _print_document(dataset, args.document, args.tokenizer)
+            _print_document(dataset, args.document, args.tokenizer, args.merge_file)
     except (UserError, OSError) as error:
         print(describe(error), file=sys.stderr)
         return 2
@@ -97,7 +97,9 @@ def _draw_lengths(dataset: IndexedDataset, path: Path) -> None:
     print(f"picture      {path}")
 
 
-def _print_document(dataset: IndexedDataset, index: int, tokenizer: str | None) -> None:
+def _print_document(
+    dataset: IndexedDataset, index: int, tokenizer: str | None, merges: str | None
+) -> None:
     if not 0 <= index < dataset.num_documents:
         raise UserError(
             f"{dataset.prefix}: no document {index}; they run from 0 to {dataset.num_documents - 1}"
@@ -106,7 +108,7 @@ def _print_document(dataset: IndexedDataset, index: int, tokenizer: str | None) 
     if tokenizer is None:
         print(*ids)
         return
-    loaded = load_tokenizer(tokenizer)
+    loaded = load_tokenizer(tokenizer, merges=merges)
     if ids and max(ids) >= loaded.vocab_size:
         raise UserError(
             f"{dataset.prefix}: id {max(ids)} of document {index} is outside the "
@@ -121,7 +123,10 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("prefix", type=Path, help="PREFIX of PREFIX.bin and PREFIX.idx")
     parser.add_argument("--document", type=int, metavar="N", help="show document N only")
-    parser.add_argument("--tokenizer", metavar="FILE", help="to show it as text")
+    parser.add_argument(
+        "--tokenizer", metavar="NAME", help="to show it as text; as preprocess has it"
+    )
+    parser.add_argument("--merge-file", metavar="FILE", help="GPT-2's merges.txt")
     parser.add_argument(
         "--duplicates", action="store_true", help="count documents that repeat an earlier one"
     )

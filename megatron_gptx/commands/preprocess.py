@@ -1,8 +1,9 @@
 """Turn raw text into a token dataset: PREFIX.bin and PREFIX.idx, with PREFIX.d/manifest.json.
 
-NAME.jsonl, also as .gz or .zst, holds one document per line, NAME.parquet one per row; every other
-file is one document. A folder stands for the files below it that match --glob. URLs, wildcards,
-datasets:NAME of the `datasets` library, and - for lines from standard input are inputs as well.
+A file of JSON objects, one per line, holds one document in each, NAME.parquet one per row; every
+other file is one document. Files are looked into, and may be compressed (.gz, .zst, .xz, .bz2). A
+folder stands for the files below it that match --glob. URLs, wildcards, datasets:NAME of the
+`datasets` library, and - for lines from standard input are inputs as well.
 
     %(prog)s corpus.jsonl --tokenizer tokenizer.json --output-prefix data/corpus \\
         --append-eod --workers 8
@@ -14,12 +15,14 @@ Stopped, by whatever, it goes on where it was when the same command is given aga
 import argparse
 import sys
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_gptx.config.errors import UserError, describe
-from megatron_gptx.data.sources import DEFAULT_GLOBS, InputFile, find_files
+from megatron_gptx.data.formats import ENDINGS, recognise
+from megatron_gptx.data.sources import InputFile, find_files
 from megatron_gptx.data.spool import STDIN, spooled
 from megatron_gptx.data.workers import import_ahead
 
@@ -27,6 +30,14 @@ if TYPE_CHECKING:
     from megatron_gptx.data.preprocess import Outcome
 
 _SHOWN = 10
+_KINDS = {
+    "files": "whole text",
+    "lines": "lines of JSON",
+    "stream": "lines of JSON",
+    "json": "JSON value",
+    "parquet": "parquet",
+    "dataset": "dataset",
+}
 # Options of GPT-NeoX and Megatron-LM that decide nothing here.
 _NO_EFFECT = (
     "--tokenizer-type",
@@ -89,12 +100,30 @@ def _inputs(args: argparse.Namespace, stack: ExitStack) -> list[InputFile]:
     inputs = args.input + [part for given in args.inputs for part in given.split(",")]
     piped = STDIN in inputs
     inputs = [given for given in inputs if given != STDIN]
-    files = []
+    files: list[InputFile] = []
+    passed_over: list[str] = []
     if inputs or args.list_file or not piped:
-        files = find_files(inputs, globs=args.glob or DEFAULT_GLOBS, lists=args.list_file)
+        files = find_files(
+            inputs,
+            globs=args.glob or (),
+            lists=args.list_file,
+            wanted=args.format,
+            passed_over=passed_over,
+        )
     if piped:
-        files.append(stack.enter_context(spooled(Path(f"{args.output_prefix}.d"))))
+        file = stack.enter_context(spooled(Path(f"{args.output_prefix}.d")))
+        files.append(file._replace(kind=recognise(file.path, args.format)))
+    if line := describe_passed_over(passed_over):
+        print(line, file=sys.stderr)
     return files
+
+
+def describe_passed_over(paths: list[str]) -> str:
+    """Return a line that counts the files of folders that are not taken, and names the first."""
+    if not paths:
+        return ""
+    names = ", ".join(paths[:_SHOWN]) + (", ..." if len(paths) > _SHOWN else "")
+    return f"passed over  {len(paths):,} files: {names}; --glob or their names take them"
 
 
 def _make_dataset(args: argparse.Namespace, files: list[InputFile], key: str, prefix: Path) -> None:
@@ -138,6 +167,8 @@ def _print_summary(
         print(f"and more: {prefix}.d/manifest.json names up to 100", file=sys.stderr)
     print(f"dataset      {prefix}")
     print(f"documents    {summary.num_documents:,} from {len(files):,} files")
+    kinds = Counter(_KINDS[file.kind] for file in files if file.kind)
+    print(f"read as      {', '.join(f'{count:,} {kind}' for kind, count in kinds.items())}")
     ratio = summary.tokens_per_byte
     print(f"tokens       {summary.num_tokens:,} ({ratio:.3f} tokens per byte)")
     print(f"empty        {summary.empty:,} skipped")
@@ -175,13 +206,19 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--glob",
         action="append",
-        help=f"which files of a folder to take; repeatable (default: {' '.join(DEFAULT_GLOBS)})",
+        help="which files of a folder to take; repeatable (default: names that end in "
+        f"{' '.join(ENDINGS)}, also compressed, and no whole text beside lines or rows)",
     )
+    parser.add_argument(
+        "--format", choices=("auto", "jsonl", "json", "text", "parquet"), default="auto",
+        help="how all files are read: lines of JSON, one JSON value, one text, or parquet "
+        "(default: auto, which looks into them)",
+    )  # fmt: skip
     keys = parser.add_argument_group("which text")
     keys.add_argument(
         "--json-key", action="append", dest="json_keys", metavar="KEY",
-        help="key, or column, of the text (default: text); each of several makes a dataset of its "
-        "own, PREFIX_KEY",
+        help="key, or column, of the text (default: text); meta.text is text inside meta; each of "
+        "several makes a dataset of its own, PREFIX_KEY",
     )  # fmt: skip
     keys.add_argument(
         "--json-keys", "--jsonl-keys", action="extend", dest="json_keys", nargs="+", metavar="KEY",
@@ -210,9 +247,9 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     )
     ids = parser.add_argument_group("which ids")
     ids.add_argument(
-        "--tokenizer", "--tokenizer-model", "--vocab-file", required=True, metavar="FILE",
-        help="tokenizer.json, GPT-2's vocab.json, SentencePiece's NAME.model, NAME.tiktoken, or "
-        "bytes",
+        "--tokenizer", "--tokenizer-model", "--vocab-file", required=True, metavar="NAME",
+        help="tokenizer.json, GPT-2's vocab.json, SentencePiece's NAME.model, tiktoken's ranks, "
+        "tekken.json, a folder with one of them, NAME[@REVISION] of the Hugging Face hub, or bytes",
     )  # fmt: skip
     ids.add_argument("--merge-file", metavar="FILE", help="GPT-2's merges.txt")
     ids.add_argument(

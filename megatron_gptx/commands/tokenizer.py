@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from megatron_gptx.commands.preprocess import describe_passed_over
 from megatron_gptx.config.errors import UserError, describe
 from megatron_gptx.data.files import file_sha256, write_aside
 from megatron_gptx.data.manifest import read_manifest, write_manifest
 from megatron_gptx.data.preprocess import describe_inputs
 from megatron_gptx.data.readers import Account, Reading, read_unit
-from megatron_gptx.data.sources import DEFAULT_GLOBS, InputFile, divide, find_files
+from megatron_gptx.data.sources import InputFile, divide, find_files
 from megatron_gptx.tokenizer.build import load_tokenizer
 from megatron_gptx.tokenizer.train import train_byte_level_bpe, train_unigram, train_wordpiece
 
@@ -28,7 +29,16 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Run the tool; return its exit status."""
     args = _parser(prog).parse_args(argv)
     try:
-        files = find_files(args.input, globs=args.glob or DEFAULT_GLOBS, lists=args.list_file)
+        passed_over: list[str] = []
+        files = find_files(
+            args.input,
+            globs=args.glob or (),
+            lists=args.list_file,
+            wanted=args.format,
+            passed_over=passed_over,
+        )
+        if line := describe_passed_over(passed_over):
+            print(line, file=sys.stderr)
         made_from = {
             "inputs": describe_inputs(files),
             "options": {
@@ -103,8 +113,12 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--glob",
         action="append",
-        help="which files of a folder to take; repeatable (default: *.jsonl and *.txt)",
+        help="which files of a folder to take; repeatable (default: as in preprocess_data.py)",
     )
+    parser.add_argument(
+        "--format", choices=("auto", "jsonl", "json", "text", "parquet"), default="auto",
+        help="how all files are read (default: auto, which looks into them)",
+    )  # fmt: skip
     parser.add_argument("--json-key", default="text", help="key of the text (default: text)")
     parser.add_argument(
         "--model",

@@ -13,7 +13,12 @@ from pathlib import Path
 
 from megatron_gptx.config.errors import UserError, describe
 from megatron_gptx.data.indexed_dataset import IndexedDataset
-from megatron_gptx.data.manifest import manifest_path, matching_manifest, read_manifest
+from megatron_gptx.data.manifest import (
+    forbidden_ids,
+    manifest_path,
+    matching_manifest,
+    read_manifest,
+)
 from megatron_gptx.data.verify import Expected, all_problems
 from megatron_gptx.tokenizer.build import load_tokenizer
 
@@ -31,7 +36,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 def _verify(args: argparse.Namespace) -> int:
     status = 0
     try:
-        tokenizer = None if args.tokenizer is None else load_tokenizer(args.tokenizer)
+        given = args.tokenizer
+        tokenizer = None if given is None else load_tokenizer(given, merges=args.merge_file)
     except (UserError, OSError) as error:
         print(describe(error), file=sys.stderr)
         return 2
@@ -58,6 +64,7 @@ def _verify(args: argparse.Namespace) -> int:
             "sizes and pointers",
             f"ids below {vocab_size:,}" if vocab_size is not None else "ids not negative",
             *(["document ends"] if known.get("end_of_document") is not None else []),
+            *(["markers"] if forbidden_ids(known) else []),
             *(["checksums"] if known.get("checksums") else []),
             *(["tokenizer"] if tokenizer and manifest else []),
         ]
@@ -65,6 +72,12 @@ def _verify(args: argparse.Namespace) -> int:
             f"{prefix}: {dataset.num_documents:,} documents, {dataset.num_tokens:,} tokens; "
             f"checked: {', '.join(checked)}"
         )
+        if not known:
+            print(
+                f"{prefix}: no manifest beside it, as datasets of others have none: nothing tells "
+                "whether its bytes are those that were written",
+                file=sys.stderr,
+            )
     return status
 
 
@@ -73,7 +86,10 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("prefix", type=Path, nargs="+", help="PREFIX of PREFIX.bin and PREFIX.idx")
-    parser.add_argument("--tokenizer", metavar="FILE", help="the tokenizer they were made with")
+    parser.add_argument(
+        "--tokenizer", metavar="NAME", help="the one they were made with, as preprocess has it"
+    )
+    parser.add_argument("--merge-file", metavar="FILE", help="GPT-2's merges.txt")
     parser.add_argument(
         "--vocab-size", type=int, help="ids that are allowed (default: the tokenizer's)"
     )

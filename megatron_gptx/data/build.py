@@ -10,7 +10,7 @@ from megatron_gptx.data.blend import BlendedDataset
 from megatron_gptx.data.fill_in_the_middle import FillInTheMiddle
 from megatron_gptx.data.gpt_dataset import GPTDataset, Shaping
 from megatron_gptx.data.indexed_dataset import IndexedDataset
-from megatron_gptx.tokenizer.base import Tokenizer
+from megatron_gptx.data.manifest import matching_manifest
 from megatron_gptx.tokenizer.build import load_tokenizer
 
 # Validation samples must not change with training.seed, or runs could not be compared.
@@ -78,6 +78,8 @@ class _Sources:
         datasets = []
         for prefix in weights:
             source = self._open(prefix)
+            infill = shaping.fill_in_the_middle
+            own = None if infill is None else _ended_like(source, infill)
             first, last = 0, source.num_documents
             if part is not None:
                 assert self.data.split is not None
@@ -91,7 +93,7 @@ class _Sources:
                     seed=seed,
                     first_document=first,
                     last_document=last,
-                    shaping=shaping,
+                    shaping=shaping._replace(fill_in_the_middle=own),
                     labels=None if labels is None else self._open(labels),
                 )
             )
@@ -153,14 +155,15 @@ def _fill_in_the_middle(data: DataConfig) -> FillInTheMiddle | None:
     assert data.tokenizer is not None, "the configuration demands a tokenizer"
     tokenizer = load_tokenizer(data.tokenizer)
     wanted = {name: getattr(options, name) for name in ("prefix", "middle", "suffix")}
-    ids = _special_ids(tokenizer, set(wanted.values()))
+    ids = {}
     for name, token in wanted.items():
-        if token not in ids:
+        if (number := tokenizer.id_of(token)) is None:
             raise OptionError(
                 f"data.fill_in_the_middle.{name}",
-                f"data.tokenizer {data.tokenizer} has no token {token!r}; add it to the "
-                "vocabulary, or name the one that stands for it",
+                f"data.tokenizer {data.tokenizer} has no token {token!r} that no text becomes; add "
+                "it to the vocabulary as a special one, or name the one that stands for it",
             )
+        ids[name] = number
     try:
         end_of_document = tokenizer.end_of_document
     except UserError:
@@ -169,18 +172,18 @@ def _fill_in_the_middle(data: DataConfig) -> FillInTheMiddle | None:
         rate=options.rate,
         spm_rate=options.spm_rate,
         end_of_document=end_of_document,
-        **{name: ids[token] for name, token in wanted.items()},
+        **ids,
     )
 
 
-def _special_ids(tokenizer: Tokenizer, tokens: set[str]) -> dict[str, int]:
-    """Return the ids that stand for these tokens alone: text never becomes one."""
-    # From the end, where tokens are added, and what every tokenizer can do: decode.
-    found: dict[str, int] = {}
-    for number in reversed(range(tokenizer.vocab_size)):
-        text = tokenizer.decode([number])
-        if text in tokens:
-            found.setdefault(text, number)
-            if len(found) == len(tokens):
-                break
-    return found
+def _ended_like(source: IndexedDataset, infill: FillInTheMiddle) -> FillInTheMiddle:
+    """Return it with the id that this dataset's documents end with, which the manifest knows.
+
+    The tokenizer's names for it are asked only about datasets of others, and about merged ones
+    whose parts end in several ways.
+    """
+    manifest = matching_manifest(source)
+    end = None if manifest is None else manifest.get("end_of_document")
+    if manifest is None or (end is None and "made_by" in manifest):
+        return infill
+    return infill._replace(end_of_document=end)

@@ -14,7 +14,13 @@ from megatron_gptx import __version__
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.data.files import checksums
 from megatron_gptx.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter
-from megatron_gptx.data.manifest import manifest_path, matching_manifest, write_manifest
+from megatron_gptx.data.manifest import (
+    FORMAT,
+    forbidden_ids,
+    manifest_path,
+    matching_manifest,
+    write_manifest,
+)
 from megatron_gptx.data.mmididx import bin_path, idx_path
 from megatron_gptx.data.statistics import id_range
 
@@ -66,7 +72,7 @@ def write_pieces(
             tokens, index = writer.complete()
             low, high = id_range(np.memmap(tokens, writer.dtype)) if writer.num_tokens else (0, -1)
             content = {
-                "format": 2,
+                "format": FORMAT,
                 "version": __version__,
                 "made_by": made_by,
                 **common,
@@ -152,8 +158,11 @@ def _common(pieces: Iterable[Piece]) -> dict[str, Any]:
     if not known or None in manifests:
         return {"tokenizer": None, "end_of_document": None}
     ends = {manifest["end_of_document"] for manifest in manifests if manifest is not None}
+    markers = {tuple(forbidden_ids(manifest)) for manifest in manifests if manifest is not None}
     ((_, manifest),) = known.values()
+    same = len(ends) == len(markers) == 1
     return {
         "tokenizer": manifest["tokenizer"],
         "end_of_document": ends.pop() if len(ends) == 1 else None,
+        "markers": list(markers.pop()) if same else None,
     }

@@ -14,13 +14,14 @@ from megatron_gptx.data.readers import Account, Reading, read_unit
 from megatron_gptx.data.repair import Mode, text_fixer
 from megatron_gptx.data.sources import Unit
 from megatron_gptx.tokenizer.base import Batch, Tokenizer
-from megatron_gptx.tokenizer.build import load_tokenizer
+from megatron_gptx.tokenizer.build import BYTES, load_tokenizer
 from megatron_gptx.tokenizer.engine import (
     EncodeBatch,
     EngineMismatchError,
     compare,
     gigatoken_encoder,
 )
+from megatron_gptx.tokenizer.locate import locate
 
 _BATCH_CHARACTERS = 1 << 19  # of text encoded at once: bounds a worker's memory
 _COMPARED_CHARACTERS = 512  # of each unit, encoded by both engines
@@ -41,14 +42,24 @@ class Options:
     def reading(self, tokenizer: Tokenizer) -> Reading:
         """Return what decides which texts there are."""
         forbidden = tokenizer.special_tokens if self.special_tokens == "error" else frozenset()
-        return Reading(self.json_key, forbidden, self.longest_document)
+        fix = text_fixer(self.ftfy) if self.ftfy else None
+        return Reading(self.json_key, forbidden, self.longest_document, fix)
 
 
 class Vocabulary(NamedTuple):
-    """Where a tokenizer lies; see `load_tokenizer`."""
+    """Where a tokenizer lies; see `load_tokenizer`. `revision` is that of the hub's model."""
 
     path: str
     merges: str | None = None
+    revision: str | None = None
+
+    def located(self) -> "Vocabulary":
+        """Return it by its files, so that no worker asks the hub again."""
+        if self.path == BYTES:
+            return self
+        files = locate(self.path, self.merges)
+        merges = str(files.paths[1]) if len(files.paths) > 1 else None
+        return Vocabulary(str(files.paths[0]), merges, files.revision)
 
     def load(self, options: Options) -> Tokenizer:
         """Return the tokenizer."""
@@ -119,15 +130,12 @@ class Encoder:
         self._encode: EncodeBatch = (
             gigatoken_encoder(self._tokenizer) if job.gigatoken else self._tokenizer.encode_batch
         )
-        self._fix = text_fixer(job.options.ftfy) if job.options.ftfy else None
         self._vocab_size = self._tokenizer.vocab_size
 
     def __call__(self, task: Task) -> Part:
         """Encode one unit into a file of its own."""
         account = Account(stop=self._job.options.stop_on_error)
-        texts: Iterable[str] = read_unit(task.unit, account, self._reading)
-        if self._fix is not None:
-            texts = map(self._fix, texts)
+        texts = read_unit(task.unit, account, self._reading)
         path = self._job.folder / f"{task.number:08}.bin"
         part = Part(path, 0, 0, -1, account)
         with path.open("wb") as file, part.lengths_path.open("wb") as lengths:

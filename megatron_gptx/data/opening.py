@@ -1,29 +1,44 @@
 """Inputs opened as bytes, wherever they lie and however they are compressed."""
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import stat
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import zstandard
 
 from megatron_gptx.config.errors import UserError
 
-COMPRESSED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 # What reading a compressed file raises when it is damaged, besides OSError.
-DAMAGE = (EOFError, zlib.error, zstandard.ZstdError)
+DAMAGE = (EOFError, zlib.error, zstandard.ZstdError, lzma.LZMAError)
 _BLOCK = 1 << 18  # read at once: the default of 8 KiB makes long lines slow
+_MAGIC = {
+    ".gz": (b"\x1f\x8b\x08",),
+    ".zst": (b"\x28\xb5\x2f\xfd",),
+    ".xz": (b"\xfd7zXZ\0",),
+    ".bz2": tuple(b"BZh%d1AY&SY" % level for level in range(1, 10)),
+}
+_MAGIC_BYTES = 10
+
+Kind = Literal["files", "lines", "stream", "json", "parquet", "dataset"]
 
 
 class InputFile(NamedTuple):
-    """An input as its user named it, with what tells whether it has changed since."""
+    """An input as its user named it, with what tells whether it has changed since.
+
+    `kind` is how it is read; null leaves that to whoever divides it.
+    """
 
     path: str
     num_bytes: int
     version: str
+    kind: Kind | None = None
 
 
 def is_remote(path: str) -> bool:
@@ -51,7 +66,7 @@ def stat_input(path: str) -> InputFile:
 
 
 def open_input(path: str) -> BinaryIO:
-    """Open an input; NAME.gz and NAME.zst are decompressed as they are read.
+    """Open an input; what is compressed is decompressed as it is read.
 
     Raises:
         OSError, UserError: as in `stat_input`.
@@ -61,11 +76,38 @@ def open_input(path: str) -> BinaryIO:
     else:
         stat_input(path)
         raw = Path(path).open("rb", _BLOCK)  # noqa: SIM115 - the caller closes it
-    if path.endswith(".gz"):
+    how = _compression(path, None if is_remote(path) else raw.fileno())
+    if how == ".gz":
         return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
-    if path.endswith(".zst"):
+    if how == ".xz":
+        return cast(BinaryIO, lzma.LZMAFile(raw))
+    if how == ".bz2":
+        return cast(BinaryIO, bz2.BZ2File(raw))
+    if how == ".zst":
         return cast(BinaryIO, io.BufferedReader(_ZstdStream(raw), _BLOCK))
     return raw
+
+
+def is_compressed(path: str) -> bool:
+    """Tell whether an input is compressed: a URL by its name, a file by what it begins with.
+
+    A file that begins like none of them is what its name says: it may be damaged.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    if is_remote(path):
+        return _compression(path, None) is not None
+    stat_input(path)
+    with Path(path).open("rb", 0) as raw:
+        return _compression(path, raw.fileno()) is not None
+
+
+def _compression(path: str, handle: int | None) -> str | None:
+    begin = b"" if handle is None else os.pread(handle, _MAGIC_BYTES, 0)
+    by_content = (ending for ending, magic in _MAGIC.items() if begin.startswith(magic))
+    by_name = (ending for ending in COMPRESSED if path.lower().endswith(ending))
+    return next(by_content, None) or next(by_name, None)
 
 
 def remote_names(path: str) -> list[str]:

@@ -21,15 +21,16 @@ from megatron_gptx.data.combine import folder_of
 from megatron_gptx.data.encode import Encoder, Job, Options, Part, Task, Vocabulary
 from megatron_gptx.data.files import checksums
 from megatron_gptx.data.indexed_dataset import IndexedDatasetWriter
-from megatron_gptx.data.manifest import manifest_path, read_manifest, write_manifest
+from megatron_gptx.data.manifest import FORMAT, manifest_path, read_manifest, write_manifest
 from megatron_gptx.data.mmididx import bin_path, idx_path, token_dtype
-from megatron_gptx.data.opening import InputFile
+from megatron_gptx.data.opening import InputFile, Kind
 from megatron_gptx.data.progress import Progress
 from megatron_gptx.data.readers import Account, read_unit
 from megatron_gptx.data.sources import UNIT_BYTES, divide
 from megatron_gptx.data.state import State, Summary, read_state, write_state
+from megatron_gptx.data.tables import DATASETS
 from megatron_gptx.data.workers import WorkerPool
-from megatron_gptx.tokenizer.base import Tokenizer
+from megatron_gptx.tokenizer.base import Tokenizer, marker_ids
 from megatron_gptx.tokenizer.engine import (
     EngineMismatchError,
     Wanted,
@@ -82,8 +83,10 @@ def preprocess(
         UserError: input or tokenizer are at fault, no document is left, another dataset is in the
             way, another run is writing it, the disk is full, or a worker died.
     """
+    name, vocabulary = vocabulary.path, vocabulary.located()
     tokenizer = vocabulary.load(options)
     made_from = _made_from(files, tokenizer, options)
+    made_from["tokenizer"] |= {"name": name, "revision": vocabulary.revision}
     with folder_of(prefix) as folder:
         run = _Run(files, prefix, vocabulary, options, made_from, folder)
         if not overwrite and _finished(prefix, made_from):
@@ -283,11 +286,13 @@ class _Run:
 
 def _made_from(files: list[InputFile], tokenizer: Tokenizer, options: Options) -> dict[str, Any]:
     return {
-        "format": 2,
+        "format": FORMAT,
         "version": __version__,
         "inputs": describe_inputs(files),
         "tokenizer": {"sha256": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
         "end_of_document": tokenizer.end_of_document if options.append_eod else None,
+        # Ids that stand nowhere but at the end of a document.
+        "markers": None if options.special_tokens == "keep" else marker_ids(tokenizer),
         "options": asdict(options),
         "ftfy": version("ftfy") if options.ftfy else None,
     }
@@ -298,12 +303,23 @@ def describe_inputs(files: Iterable[InputFile]) -> dict[str, Any]:
     files = list(files)
     digest = hashlib.sha256()
     for file in files:
-        digest.update(os.fsencode(f"{file.path}\0{file.num_bytes}\0{file.version}\0"))
+        # The kind only where it is not what the name alone would say, as it once did: what was made
+        # then from the same texts stays up to date.
+        kind = "" if file.kind in (None, _kind_by_name(file.path)) else f"{file.kind}\0"
+        digest.update(os.fsencode(f"{file.path}\0{file.num_bytes}\0{file.version}\0{kind}"))
     return {
         "files": len(files),
         "bytes": sum(file.num_bytes for file in files),
         "sha256": digest.hexdigest(),
     }
+
+
+def _kind_by_name(path: str) -> Kind:
+    if path.startswith(DATASETS):
+        return "dataset"
+    kinds: dict[str, Kind] = {".jsonl": "lines", ".parquet": "parquet"}
+    kinds |= {".jsonl.gz": "stream", ".jsonl.zst": "stream"}
+    return next((kind for ending, kind in kinds.items() if path.endswith(ending)), "files")
 
 
 def _finished(prefix: Path, made_from: dict[str, Any]) -> bool:
@@ -315,11 +331,16 @@ def _finished(prefix: Path, made_from: dict[str, Any]) -> bool:
                 f"{prefix}: a dataset is there that this tool did not make; choose another prefix "
                 "or replace it with --overwrite"
             )
-        changed = [
-            name
-            for name in ("inputs", "tokenizer", "options")
-            if manifest.get(name) != made_from[name]
-        ]
+        # Options that came later were at their defaults.
+        known = {**asdict(Options()), **(manifest.get("options") or {})}
+        made_with = manifest.get("tokenizer") or {}
+        same = {
+            "inputs": manifest.get("inputs") == made_from["inputs"],
+            # The same vocabulary may have another name.
+            "tokenizer": made_with.get("sha256") == made_from["tokenizer"]["sha256"],
+            "options": known == made_from["options"],
+        }
+        changed = [name for name in same if not same[name]]
         if changed:
             raise UserError(
                 f"{prefix}: a dataset made from other {' and '.join(changed)} is there; choose "

@@ -10,7 +10,8 @@ from typing import BinaryIO, NamedTuple
 import orjson
 
 from megatron_gptx.config.errors import UserError, why
-from megatron_gptx.data.opening import COMPRESSED, DAMAGE, is_remote, open_input
+from megatron_gptx.data.keys import find
+from megatron_gptx.data.opening import DAMAGE, is_compressed, is_remote, open_input
 from megatron_gptx.data.sources import Unit
 from megatron_gptx.data.tables import TableError, read_dataset, read_parquet
 
@@ -27,6 +28,7 @@ class Reading(NamedTuple):
     json_key: str = "text"
     forbidden: frozenset[str] = frozenset()  # what no text may contain
     longest_bytes: int = 1 << 30
+    fix: Callable[[str], str] | None = None  # what repairs a text before it is looked at further
 
 
 class Rejected(NamedTuple):
@@ -94,6 +96,8 @@ class Account:
                 self.repaired += 1
         if num_bytes > reading.longest_bytes:
             raise ValueError(_too_long(reading))
+        if reading.fix is not None:
+            text = reading.fix(text)
         for token in reading.forbidden:
             if token in text:
                 raise ValueError(f"spells out the special token {token!r}")
@@ -121,6 +125,8 @@ def _read(unit: Unit, account: Account, reading: Reading) -> Iterator[str]:
         for path in unit.paths:
             if (text := _read_file(path, account, reading)) is not None:
                 yield text
+    elif unit.kind == "json":
+        yield from _read_json(path, account, reading)
     elif unit.kind in ("lines", "stream"):
         try:
             yield from _read_lines(path, unit.span, account, reading)
@@ -152,17 +158,9 @@ def count_lines(path: str, stop: int) -> int:
 
 def _read_file(path: str, account: Account, reading: Reading) -> str | None:
     try:
-        content = b""
-        with open_input(path) as file:
-            # What is not compressed tells its size before it takes memory.
-            size = 0
-            if not path.endswith(COMPRESSED):
-                size = file.seek(0, os.SEEK_END)
-                file.seek(0)
-            if size <= reading.longest_bytes:
-                content = file.read(reading.longest_bytes + 1)
-        if max(size, len(content)) > reading.longest_bytes:
-            raise ValueError(_too_long(reading))
+        content = _content(path, reading)
+        if content[257:262] == b"ustar":
+            raise ValueError("a tar archive, not a text; unpack it")
         try:
             text = content.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
         except UnicodeDecodeError:
@@ -172,6 +170,53 @@ def _read_file(path: str, account: Account, reading: Reading) -> str | None:
     except (OSError, ValueError, *DAMAGE) as error:
         account.reject(path, why(error))
         return None
+
+
+def _content(path: str, reading: Reading) -> bytes:
+    """Return what a file holds.
+
+    Raises:
+        ValueError: it is too long.
+    """
+    content = b""
+    with open_input(path) as file:
+        # What is not compressed tells its size before it takes memory.
+        size = 0
+        if not is_compressed(path):
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+        if size <= reading.longest_bytes:
+            content = file.read(reading.longest_bytes + 1)
+    if max(size, len(content)) > reading.longest_bytes:
+        raise ValueError(_too_long(reading))
+    return content
+
+
+def _read_json(path: str, account: Account, reading: Reading) -> Iterator[str]:
+    """Yield the texts of a file that is one JSON object, or a list of them."""
+    try:
+        value = json.loads(_content(path, reading).removeprefix(_BYTE_ORDER_MARK).decode("utf-8"))
+    except RecursionError:
+        account.reject(path, "nested too deeply")
+        return
+    except json.JSONDecodeError as error:
+        account.reject(path, f"not JSON: {error.msg} in line {error.lineno}")
+        return
+    except UnicodeDecodeError:
+        account.reject(path, "not UTF-8")
+        return
+    except (OSError, ValueError, *DAMAGE) as error:
+        account.reject(path, why(error))
+        return
+    for record in value if isinstance(value, list) else [value]:
+        account.num_lines += 1
+        try:
+            text = account.accept(_text_of(record, reading.json_key), reading)
+        except ValueError as error:
+            account.reject(path, str(error), account.num_lines)
+            continue
+        if text is not None:
+            yield text
 
 
 def _read_rows(
@@ -263,7 +308,7 @@ def _parse(line: bytes, key: str) -> tuple[str, bool]:
         ValueError: what is wrong with the line.
     """
     try:
-        text = orjson.loads(line)[key]
+        text = find(orjson.loads(line), key)
         if type(text) is str:
             return text, False
     except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
@@ -281,13 +326,24 @@ def _parse(line: bytes, key: str) -> tuple[str, bool]:
         raise ValueError("nested too deeply") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg}") from None
+    return _text_of(record, key), repaired
+
+
+def _text_of(record: object, key: str) -> str:
+    """Return the text of a record.
+
+    Raises:
+        ValueError: there is none.
+    """
     if not isinstance(record, dict):
         raise ValueError(f"not a JSON object but {_kind(record)}")
-    if key not in record:
-        raise ValueError(f"no key {key!r}")
-    if not isinstance(record[key], str):
-        raise ValueError(f"{key!r} is {_kind(record[key])}, not a string")
-    return record[key], repaired
+    try:
+        value = find(record, key)
+    except (KeyError, TypeError, IndexError):
+        raise ValueError(f"no key {key!r}") from None
+    if not isinstance(value, str):
+        raise ValueError(f"{key!r} is {_kind(value)}, not a string")
+    return value
 
 
 def _kind(value: object) -> str:

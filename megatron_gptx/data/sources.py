@@ -1,7 +1,6 @@
 """Inputs of every accepted kind, found and divided into units of work.
 
-NAME.jsonl, also .gz and .zst, holds one JSON object per line; NAME.parquet holds rows; every other
-file is one document. A folder stands for the files below it that match a glob.
+A folder stands for the files below it that match a glob, or whose names end like documents.
 """
 
 import os
@@ -10,18 +9,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from glob import glob
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from megatron_gptx.config.errors import UserError, why
-from megatron_gptx.data.opening import COMPRESSED, InputFile, is_remote, remote_names, stat_input
+from megatron_gptx.data.formats import ENDINGS, Format, ending_of, recognise
+from megatron_gptx.data.opening import InputFile, Kind, is_remote, remote_names, stat_input
 from megatron_gptx.data.tables import DATASETS, dataset_version, divide_dataset, divide_parquet
 
-DEFAULT_GLOBS = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.txt", "*.parquet")
 UNIT_BYTES = 4 << 20  # fixed by the input alone: the number of workers must not show in the output
 
 _UNREADABLE = "unreadable"
-
-Kind = Literal["files", "lines", "stream", "parquet", "dataset"]
 
 
 class Unit(NamedTuple):
@@ -29,7 +26,7 @@ class Unit(NamedTuple):
 
     `span` is, for `lines`, a range of bytes in which the lines begin; for `parquet`, a row group
     and its first row; for `dataset`, a range of rows. `files` are whole files, `stream` is all
-    lines of a compressed one.
+    lines of a compressed one, `json` a file that is one JSON value.
     """
 
     kind: Kind
@@ -40,15 +37,23 @@ class Unit(NamedTuple):
 
 
 def find_files(
-    inputs: Iterable[str], *, globs: Sequence[str] = DEFAULT_GLOBS, lists: Iterable[str] = ()
+    inputs: Iterable[str],
+    *,
+    globs: Sequence[str] = (),
+    lists: Iterable[str] = (),
+    wanted: Format = "auto",
+    passed_over: list[str] | None = None,
 ) -> list[InputFile]:
     """Return the inputs: those of folders and patterns sorted by path, then those of list files.
 
     Args:
         inputs: files, folders, patterns with wildcards, URLs, `datasets:NAME`.
         globs: patterns for the files of folders, matched with the name, or with the path below the
-            folder where the pattern has a slash.
+            folder where the pattern has a slash. None takes the usual endings; of a folder that
+            has lines or rows then only these, as a text beside them mostly speaks of them.
         lists: files with one path per line, relative to the current folder.
+        wanted: how all files are read; `auto` looks into each.
+        passed_over: is given the files of folders that are not taken.
 
     Raises:
         UserError: something does not exist, cannot be read, or no file is found.
@@ -56,11 +61,15 @@ def find_files(
     paths: list[str] = []
     found: list[InputFile] = []
     named = set()
+    others = [] if passed_over is None else passed_over
     for given in inputs:
         if not given:
             raise UserError("an input has no name: an empty argument, or a comma too many")
         named.add(given)
-        paths += _expand(given, globs)
+        if Path(given).is_dir():
+            paths += _of_folder(given, globs, wanted, others)
+        else:
+            paths += _expand(given)
     for name in lists:
         try:
             lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
@@ -71,12 +80,13 @@ def find_files(
         raise UserError("no input files: name files or folders, or give a --list-file")
     for path in paths:
         try:
-            found.append(dataset_version(path) if _is_dataset(path) else stat_input(path))
+            file = dataset_version(path) if _is_dataset(path) else stat_input(path)
+            found.append(file._replace(kind=recognise(path, wanted)))
         except OSError as error:
             if path in named or not os.path.lexists(path):
                 raise UserError(f"{path}: cannot be read: {why(error)}") from error
             # One of many: whoever reads it says what is wrong, and --on-error decides.
-            found.append(InputFile(path, 0, _UNREADABLE))
+            found.append(InputFile(path, 0, _UNREADABLE, "files"))
     return found
 
 
@@ -89,8 +99,8 @@ def divide(files: Iterable[InputFile], *, unit_bytes: int = UNIT_BYTES) -> list[
     group: list[str] = []
     group_bytes = 0
     for file in files:
-        path, num_bytes, _ = file
-        kind = "files" if file.version == _UNREADABLE else _kind(path)
+        path, num_bytes = file.path, file.num_bytes
+        kind = file.kind or recognise(path)
         if kind == "lines" and is_remote(path) and num_bytes == 0:
             kind = "stream"  # a server that does not tell sizes cannot be read by ranges either
         if group and (kind != "files" or group_bytes + num_bytes > unit_bytes):
@@ -99,7 +109,7 @@ def divide(files: Iterable[InputFile], *, unit_bytes: int = UNIT_BYTES) -> list[
         if kind == "files":
             group.append(path)
             group_bytes += num_bytes
-        elif kind == "stream":
+        elif kind in ("stream", "json"):
             units.append(Unit(kind, (path,), None, num_bytes))
         else:
             units += _spans(kind, file, unit_bytes)
@@ -122,30 +132,47 @@ def _spans(kind: Kind, file: InputFile, unit_bytes: int) -> Iterator[Unit]:
         yield Unit(kind, (file.path,), span, num_bytes, number == 0)
 
 
-def _kind(path: str) -> Kind:
-    if _is_dataset(path):
-        return "dataset"
-    if path.endswith(".parquet"):
-        return "parquet"
-    if path.endswith(".jsonl"):
-        return "lines"
-    if path.endswith(COMPRESSED) and Path(path).stem.endswith(".jsonl"):
-        return "stream"
-    return "files"
-
-
 def _is_dataset(path: str) -> bool:
     return path.startswith(DATASETS)
 
 
-def _expand(given: str, globs: Sequence[str]) -> list[str]:
+def _of_folder(
+    folder: str, globs: Sequence[str], wanted: Format, passed_over: list[str]
+) -> list[str]:
+    """Return the files of a folder that are taken, sorted by path; the others are passed over."""
+    found: list[str] = []
+    others: list[str] = []
+    for inside, path in _walk(folder):
+        name = Path(inside).name
+        if globs:
+            taken = any(fnmatch(inside if "/" in each else name, each) for each in globs)
+        else:
+            taken = ending_of(name) in ENDINGS
+        (found if taken else others).append(path)
+    if not found:
+        what = " or ".join(globs or (f"*{ending}" for ending in ENDINGS))
+        seen = f"; there are {len(others):,} others" if others else ""
+        raise UserError(f"{folder}: no file below it matches {what}; use --glob{seen}")
+    if not globs and wanted == "auto":
+        rows = {path for path in found if recognise(path) != "files"}
+        if any(_can_be_read(path) for path in rows):
+            others += [path for path in found if path not in rows]
+            found = [path for path in found if path in rows]
+    passed_over += sorted(others)
+    return sorted(found, key=lambda path: Path(path).parts)
+
+
+def _can_be_read(path: str) -> bool:
+    try:
+        stat_input(path)
+    except OSError:
+        return False
+    return True
+
+
+def _expand(given: str) -> list[str]:
     if _is_dataset(given):
         return [given]
-    if Path(given).is_dir():
-        found = sorted(_walk(given, globs), key=lambda path: Path(path).parts)
-        if not found:
-            raise UserError(f"{given}: no file below it matches {' or '.join(globs)}; use --glob")
-        return found
     wildcards = r"[*\[]" if is_remote(given) else r"[*?\[]"  # a URL's ? begins its query
     if not re.search(wildcards, given) or os.path.lexists(given):
         return [given]
@@ -159,7 +186,9 @@ def _expand(given: str, globs: Sequence[str]) -> list[str]:
     return matched
 
 
-def _walk(folder: str, globs: Sequence[str]) -> Iterator[str]:
+def _walk(folder: str) -> Iterator[tuple[str, str]]:
+    """Yield each file's path inside the folder, and its whole path."""
+
     def fail(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
@@ -167,5 +196,4 @@ def _walk(folder: str, globs: Sequence[str]) -> Iterator[str]:
         below = os.path.relpath(here, folder)
         for name in names:
             inside = os.path.normpath(os.path.join(below, name))  # noqa: PTH118 - a million of them
-            if any(fnmatch(inside if "/" in each else name, each) for each in globs):
-                yield os.path.join(here, name)  # noqa: PTH118
+            yield inside, os.path.join(here, name)  # noqa: PTH118

@@ -1,11 +1,12 @@
 """Inputs with rows and columns: parquet files and the `datasets` library."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from megatron_gptx.config.errors import UserError
+from megatron_gptx.data.keys import find
 from megatron_gptx.data.opening import InputFile, open_input
 
 DATASETS = "datasets:"
@@ -35,17 +36,20 @@ def divide_parquet(file: InputFile) -> list[tuple[Span, int]]:
 
 
 def read_parquet(path: str, row_group: int, column: str) -> Iterator[Any]:
-    """Yield the values of one column in one row group.
+    """Yield the values of one column, or of a field `column.field` of it, in one row group.
 
     Raises:
         TableError: the file is damaged, or has no such column.
     """
     file = _open_parquet(path)
-    if column not in file.schema_arrow.names:
-        raise TableError(f"no column {column!r}, only {', '.join(file.schema_arrow.names)}")
+    top = _top_of(column, file.schema_arrow.names)
     try:
         for batch in file.iter_batches(_ROWS, row_groups=[row_group], columns=[column]):
-            yield from batch.column(0).to_pylist()
+            if batch.num_columns == 0:
+                raise TableError(f"column {top!r} has no field {column[len(top) + 1 :]!r}")
+            yield from _fields(batch.column(0).to_pylist(), top, column)
+    except TableError:
+        raise
     except Exception as error:  # pyarrow's own, and OSError
         raise TableError(f"damaged parquet: {_one_line(error)}") from error
 
@@ -66,16 +70,35 @@ def divide_dataset(file: InputFile, unit_bytes: int) -> list[tuple[Span, int]]:
 
 
 def read_dataset(name: str, first: int, last: int, column: str) -> Iterator[Any]:
-    """Yield the values of one column in rows [first, last).
+    """Yield the values of one column, or of a field `column.field` of it, in rows [first, last).
 
     Raises:
         TableError: there is no such column.
     """
     dataset = _load(name)
-    if column not in dataset.column_names:
-        raise TableError(f"no column {column!r}, only {', '.join(dataset.column_names)}")
+    top = _top_of(column, dataset.column_names)
     for start in range(first, last, _ROWS):
-        yield from dataset[start : min(start + _ROWS, last)][column]
+        yield from _fields(dataset[start : min(start + _ROWS, last)][top], top, column)
+
+
+def _top_of(column: str, names: Sequence[str]) -> str:
+    """Return the column that a name is, or is a field of."""
+    top = column if column in names else column.split(".")[0]
+    if top not in names:
+        raise TableError(f"no column {column!r}, only {', '.join(names)}")
+    return top
+
+
+def _fields(values: Iterable[Any], top: str, column: str) -> Iterator[Any]:
+    """Yield the field of each value; of a row without it, null."""
+    if top == column:
+        yield from values
+        return
+    for value in values:
+        try:
+            yield find(value, column[len(top) + 1 :])
+        except (KeyError, TypeError, IndexError):
+            yield None
 
 
 def _open_parquet(path: str) -> Any:

@@ -8,7 +8,13 @@ import numpy as np
 
 from megatron_gptx.data.files import CHECKSUM_BLOCK, checksums
 from megatron_gptx.data.indexed_dataset import IndexedDataset
-from megatron_gptx.data.manifest import manifest_path, matching_manifest, read_manifest
+from megatron_gptx.data.manifest import (
+    absent_manifest,
+    forbidden_ids,
+    manifest_path,
+    matching_manifest,
+    read_manifest,
+)
 from megatron_gptx.data.mmididx import bin_path, idx_path
 from megatron_gptx.data.statistics import id_range
 
@@ -16,6 +22,7 @@ from megatron_gptx.data.statistics import id_range
 _BLOCKS = 64
 _BLOCK_TOKENS = 1 << 16
 _DOCUMENTS = 1 << 20  # looked at together: bounds memory
+_TOKENS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,8 @@ def quick_problems(dataset: IndexedDataset, expected: Expected) -> list[str]:
     Opening it has compared sizes and pointers. The largest id comes from the manifest; without
     one, 4 million tokens spread over the file are read.
     """
+    if (absent := absent_manifest(dataset.prefix)) is not None:
+        return [absent]
     manifest = matching_manifest(dataset)
     if manifest is not None:
         low, high = manifest.get("min_id", 0), manifest["max_id"]
@@ -49,6 +58,8 @@ def all_problems(dataset: IndexedDataset, expected: Expected, *, threads: int = 
         everything = dataset.read(0, dataset.num_tokens)
         yield from _range_problems(dataset, *id_range(everything), expected)
     if manifest is None:
+        if (absent := absent_manifest(dataset.prefix)) is not None:
+            yield absent
         return
     for name, found in (
         ("num_documents", dataset.num_documents),
@@ -59,6 +70,7 @@ def all_problems(dataset: IndexedDataset, expected: Expected, *, threads: int = 
     yield from _checksum_problems(dataset, manifest, threads)
     if (end := manifest.get("end_of_document")) is not None:
         yield from _end_problems(dataset, end)
+    yield from _marker_problems(dataset, forbidden_ids(manifest), manifest.get("end_of_document"))
 
 
 def _range_problems(
@@ -116,6 +128,30 @@ def _end_problems(dataset: IndexedDataset, end: int) -> Iterator[str]:
         yield (
             f"{dataset.prefix}: {without:,} document(s), such as number {example}, do not end with "
             f"id {end}"
+        )
+
+
+def _marker_problems(dataset: IndexedDataset, markers: list[int], end: int | None) -> Iterator[str]:
+    """Yield which markers stand inside documents, where no text becomes one."""
+    count, example = 0, None
+    for first in range(0, dataset.num_documents if markers else 0, _DOCUMENTS):
+        last = min(first + _DOCUMENTS, dataset.num_documents)
+        start = dataset.token_offset(first)
+        ends = start + np.cumsum(dataset.document_lengths(first, last))
+        for at in range(start, dataset.token_offset(last), _TOKENS):
+            ids = dataset.read(at, min(at + _TOKENS, dataset.token_offset(last)))
+            found = np.flatnonzero(np.isin(ids, markers))
+            documents = np.searchsorted(ends, at + found, side="right")
+            inside = (at + found + 1 != ends[documents]) | (ids[found] != end)
+            count += int(inside.sum())
+            if example is None and inside.any():
+                which = int(np.argmax(inside))
+                example = (int(ids[found[which]]), first + int(documents[which]))
+    if example is not None:
+        yield (
+            f"{dataset.prefix}: {count:,} marker(s) stand inside documents, such as id "
+            f"{example[0]} in number {example[1]}: text became what no text may become; "
+            "preprocess it again"
         )
 
 

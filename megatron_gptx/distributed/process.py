@@ -166,7 +166,16 @@ def _join(console: TextIO, watch: Watchdog) -> Process:
     longest = timedelta(seconds=max(START_SECONDS, watch.timeout_seconds) + 120)
     distributed_c10d.default_pg_timeout = longest
     distributed_c10d.default_pg_nccl_timeout = longest
-    deepspeed.init_distributed(dist_backend=backend, timeout=longest, auto_mpi_discovery=True)
+    try:
+        deepspeed.init_distributed(dist_backend=backend, timeout=longest, auto_mpi_discovery=True)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise UserError(
+            f"launch.master_port: port {os.environ['MASTER_PORT']} of this node, at which the "
+            "ranks were to meet, is used by another program; choose another one, or null, which "
+            "finds a free one"
+        ) from error
     return Process(dist.get_rank(), dist.get_world_size(), local_rank, device, console, watch)
 
 

@@ -144,6 +144,9 @@ def _hosts(config: Config) -> Iterator[Problem]:
         return
     path = Path(config.launch.hostfile)
     names = list(hostfile_slots(path))
+    if config.launch.launcher != "pdsh":
+        # SLURM and the MPIs may have a list of nodes of their own; the ranks meet by this name.
+        names = names[:1] if config.launch.master_addr is None else []
     with ThreadPoolExecutor(_QUESTIONS_AT_ONCE) as pool:
         known = list(pool.map(_is_known, names))
     lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]

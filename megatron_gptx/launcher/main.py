@@ -43,7 +43,7 @@ usage: {program} SCRIPT CONFIG [CONFIG ...] [--set section.key=value ...] [--dry
        [--requeue] [ARGUMENT ...]
 
   {program} train configs/1B.yml                 train on the devices there are
-  {program} train configs/1B.yml --dry-run       only check the configuration and print the plan
+  {program} train configs/1B.yml --dry-run       check all that a launch checks, print the plan
   {program} generate configs/1B.yml --prompt "def main("
   {program} generate --help                      the arguments of a script
   {program} evaluate configs/1B.yml              validation loss of the newest checkpoint
@@ -130,8 +130,8 @@ def _main(argv: Sequence[str], root: Path, program: str) -> int:
         requeued = status == STOPPED and job is not None and requeue(job)
         if status == STOPPED and not requeued and config.checkpoint.begins:
             start = config.checkpoint.start
-            refuses = "refuses every checkpoint, this run's too"
-            does = refuses if start == "fresh" else "goes back once more"
+            fresh = "refuses every checkpoint, this run's too"
+            does = fresh if start == "fresh" else "goes back once more"
             sys.stdout.write(f"but with --set checkpoint.start=auto: {start!r} {does}\n")
     return status
 

@@ -9,6 +9,8 @@ import fcntl
 import os
 import platform
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
@@ -49,14 +51,17 @@ def ensure_built(say: Callable[[str], object], *, sources: Path = SOURCES) -> Pa
     if done.exists():
         return library
     try:
-        with _exclusive(folder.with_suffix(".lock"), say):
+        with _progress(folder, len(_compiled(files)), say), _exclusive(folder, say):
             if not done.exists():
                 folder.mkdir(exist_ok=True)
-                say(f"building the kernels in {folder}: about a minute, once")
+                say(
+                    f"building the kernels in {folder}, once: one to two minutes on two idle "
+                    "cores, longer beside other programs"
+                )
                 if wanted and not compiler:
                     say("building for the CPU only: no nvcc in CUDA_HOME, nor on the PATH")
                 linked = _compile_cuda(compiler, wanted, files, folder, say) if compiler else []
-                _compile([path for path in files if path.suffix == ".cpp"], folder, linked)
+                _compile(_compiled(files), folder, linked)
                 done.touch()
     except OSError as error:
         raise BuildError(f"{folder} cannot be written: {error}") from error
@@ -91,6 +96,11 @@ def _files(sources: Path, compiler: Path | None) -> list[Path]:
     return files
 
 
+def _compiled(files: list[Path]) -> list[Path]:
+    """Return what the compiler for CPUs is given, a file at a time."""
+    return [path for path in files if path.suffix == ".cpp"]
+
+
 def _place(
     sources: Path, files: list[Path], wanted: tuple[str, ...], compiler: Path | None
 ) -> Path:
@@ -118,8 +128,9 @@ def _fingerprint(sources: Path, files: list[Path], half: tuple[str, ...]) -> str
 
 
 @contextmanager
-def _exclusive(path: Path, say: Callable[[str], object]) -> Iterator[None]:
+def _exclusive(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
     """Hold a lock that the system takes away from a process that dies."""
+    path = folder.with_suffix(".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as stream:
         try:
@@ -128,6 +139,30 @@ def _exclusive(path: Path, say: Callable[[str], object]) -> Iterator[None]:
             say("waiting for another process that builds the kernels")
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def _progress(folder: Path, num_files: int, say: Callable[[str], object]) -> Iterator[None]:
+    """Say now and then how far a build is, whichever process does it."""
+    started_at, finished = time.monotonic(), threading.Event()
+
+    def report() -> None:
+        # Soon at first, to show that something happens, then seldom enough for a log.
+        seconds = 5.0
+        while not finished.wait(seconds):
+            # An object's file appears when it is whole.
+            built = min(len(list(folder.glob("*.o"))), num_files)
+            elapsed = time.monotonic() - started_at
+            say(f"kernels: {built} of {num_files} files compiled after {elapsed:.0f} s")
+            seconds = min(2 * seconds, 60.0)
+
+    reporter = threading.Thread(target=report, name="build progress", daemon=True)
+    reporter.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        reporter.join()
 
 
 def _compile_cuda(

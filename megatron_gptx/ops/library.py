@@ -1,10 +1,12 @@
 """The compiled kernels in this process.
 
-`load` is called before a model runs, never by an operation: nothing compiles inside a training
-step.
+A run calls `load` before its first step, so that nothing compiles inside one. Operations that are
+called by themselves load the kernels through `problem_on`.
 """
 
+import logging
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
@@ -15,7 +17,7 @@ from megatron_gptx.ops import (
     fused_linear_cross_entropy,
     fused_topk_softmax,
 )
-from megatron_gptx.ops.build import BuildError, ensure_built
+from megatron_gptx.ops.build import BuildError, ensure_built, find_built
 from megatron_gptx.ops.cuda_build import serves
 
 
@@ -49,6 +51,37 @@ def _load(say: Callable[[str], object]) -> str | None:
     fused_linear_cross_entropy.register()
     fused_linear.register()
     return None
+
+
+def problem_on(device: torch.device) -> str | None:
+    """Return why the kernels cannot run on a device, or None where they can and are loaded.
+
+    They are loaded by the first call, and built if they have to be; where that fails, it is not
+    tried again. While torch.compile traces, kernels are loaded but not built.
+    """
+    if loaded():
+        return unusable_on(device)
+    problem = _load_traced() if torch.compiler.is_compiling() else _load_once()
+    return problem or unusable_on(device)
+
+
+@cache
+def _load_once() -> str | None:
+    return load(logging.getLogger(__name__).warning)
+
+
+# A call that runs while torch.compile traces, and leaves its result in the graph.
+@torch.compiler.assume_constant_result
+def _load_traced() -> str | None:
+    try:
+        if find_built() is not None:
+            return _load_once()
+    except BuildError as error:
+        return str(error)
+    return (
+        "its kernels are not built, and nothing is while torch.compile traces; run "
+        "`python -m megatron_gptx.ops.build` first"
+    )
 
 
 def loaded() -> bool:

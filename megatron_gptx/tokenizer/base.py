@@ -22,8 +22,8 @@ class Batch(NamedTuple):
 class Tokenizer(Protocol):
     """Text to ids and back.
 
-    Unless it was opened otherwise, text is only text: a special token spelled out in it is encoded
-    as its characters, never as its id, so no document can end itself.
+    Unless it was opened otherwise, text is only text: a marker spelled out in it is encoded as its
+    characters, never as its id, so no document can end itself.
     """
 
     @property
@@ -38,7 +38,7 @@ class Tokenizer(Protocol):
 
     @property
     def special_tokens(self) -> frozenset[str]:
-        """The tokens that are not text."""
+        """The markers: tokens that no text becomes, whatever the library calls them."""
         ...
 
     @property
@@ -54,6 +54,10 @@ class Tokenizer(Protocol):
     @property
     def engine(self) -> str:
         """The library that encodes, and its version."""
+        ...
+
+    def id_of(self, token: str) -> int | None:
+        """Return the id of a marker, or None where there is no such one."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -103,3 +107,9 @@ def no_end_of_document(source: object, name: str | None) -> str:
         f"{source}: {asked}; known names are {', '.join(END_OF_DOCUMENT_NAMES)}; name the token of "
         "this vocabulary with --eod-token, or train one with gptx tokenizer"
     )
+
+
+def marker_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that no text becomes, in order."""
+    found = {tokenizer.id_of(token) for token in tokenizer.special_tokens}
+    return sorted(number for number in found if number is not None)

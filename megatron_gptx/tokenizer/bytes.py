@@ -35,6 +35,10 @@ class ByteTokenizer:
             raise UserError(no_end_of_document("bytes", self._name))
         return 256
 
+    def id_of(self, token: str) -> int | None:
+        """Return the id of the end of a document."""
+        return 256 if token == _END_OF_DOCUMENT else None
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text."""
         return list(text.encode())

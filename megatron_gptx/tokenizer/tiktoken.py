@@ -1,25 +1,26 @@
 """Vocabularies of tiktoken."""
 
-import base64
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.tokenizer.base import Batch, batch_of, files_fingerprint, no_end_of_document
+from megatron_gptx.tokenizer.base import (
+    END_OF_DOCUMENT_NAMES,
+    Batch,
+    batch_of,
+    files_fingerprint,
+    no_end_of_document,
+)
 
 
 class TiktokenTokenizer:
-    """A Tokenizer over a .tiktoken file of ranks.
-
-    The file says neither how text is split nor which tokens are special: tiktoken itself knows that
-    by the encoding's name, which must be the file's name, such as cl100k_base.tiktoken.
+    """A Tokenizer over a file of ranks: tiktoken's own, Llama 3's and Qwen's, and tekken.json.
 
     Args:
         path: the file.
-        end_of_document_name: the token that ends a document; null takes <|endoftext|>.
+        end_of_document_name: the token that ends a document; null looks for the usual ones.
         special_tokens_as_text: encode a special token that text spells out as its characters.
     """
 
@@ -36,7 +37,9 @@ class TiktokenTokenizer:
             raise UserError(
                 f"{path}: needs the package tiktoken: pip install 'megatron_gptx[data]'"
             ) from error
-        parameters = _parameters(path)
+        from megatron_gptx.tokenizer.ranks import read_ranks
+
+        parameters, self._pretokenizer = read_ranks(path)
         self.path, self.files = path, (path,)
         self.fingerprint = files_fingerprint(path)
         self.engine = f"tiktoken {version('tiktoken')}"
@@ -53,15 +56,19 @@ class TiktokenTokenizer:
     @property
     def end_of_document(self) -> int:
         """The id that ends a document."""
-        number = self._special.get(self._name or "<|endoftext|>")
-        if number is None:
-            raise UserError(no_end_of_document(self.path, self._name))
-        return number
+        for name in (self._name,) if self._name else END_OF_DOCUMENT_NAMES:
+            if (number := self._special.get(name)) is not None:
+                return number
+        raise UserError(no_end_of_document(self.path, self._name))
 
     @property
     def special_tokens(self) -> frozenset[str]:
         """The tokens that are not text."""
         return frozenset(self._special)
+
+    def id_of(self, token: str) -> int | None:
+        """Return the id of a special token."""
+        return self._special.get(token)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text."""
@@ -86,29 +93,12 @@ class TiktokenTokenizer:
 
     def open_gigatoken(self) -> Any:
         """Return gigatoken's encoder for this vocabulary; it raises where it has none."""
+        if self.path.suffix == ".json":
+            raise NotImplementedError("gigatoken does not read tekken.json")
         import gigatoken  # an extra
 
         special = self._special if self._allowed else {}
-        known = gigatoken.Tokenizer.from_tiktoken(self.path, special_tokens=special)
-        return known.backend
-
-
-def _parameters(path: Path) -> dict[str, Any]:
-    from tiktoken_ext import openai_public
-
-    make = openai_public.ENCODING_CONSTRUCTORS.get(path.stem)
-    if make is None or path.stem == "gpt2":
-        names = ", ".join(sorted(set(openai_public.ENCODING_CONSTRUCTORS) - {"gpt2"}))
-        raise UserError(
-            f"{path}: the file's name must tell the encoding that it belongs to: {names}"
+        known = gigatoken.Tokenizer.from_tiktoken(
+            self.path, pretokenizer=self._pretokenizer, special_tokens=special
         )
-    try:
-        pairs = [line.split() for line in path.read_bytes().splitlines() if line]
-        ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not a file of tiktoken's ranks: {error}") from error
-    # What makes an encoding would download the ranks: it gets the file's instead.
-    with patch.object(openai_public, "load_tiktoken_bpe", lambda *_, **__: ranks):
-        parameters = make()
-    parameters.pop("explicit_n_vocab", None)
-    return parameters
+        return known.backend

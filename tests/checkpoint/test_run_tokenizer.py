@@ -51,6 +51,17 @@ def test_another_start_leaves_the_same_tokenizer_as_it_is(tmp_path, run):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
+def test_merges_may_have_any_name(tmp_path, run):
+    path = write_vocabulary("gpt2", tmp_path / "vocabulary")
+    ids = load_tokenizer(path).encode(TEXT)
+    keep_tokenizer(DataConfig(tokenizer=path), run)
+    kept = run / "tokenizer"
+    (kept / "files" / "merges.txt").rename(kept / "files" / "mine.bpe")
+    manifest = (kept / "manifest.json").read_text()
+    (kept / "manifest.json").write_text(manifest.replace("merges.txt", "mine.bpe"))
+    assert open_run_tokenizer(run).tokenizer.encode(TEXT) == ids
+
+
 def test_another_tokenizer_replaces_the_first_one_and_is_named(tmp_path, run):
     keep_tokenizer(DataConfig(tokenizer="bytes"), run)
     path = write_vocabulary("byte-level", tmp_path / "vocabulary")

@@ -51,7 +51,9 @@ def test_what_was_divided_and_merged_again_is_the_same(run, folder):
     assert bin_path("again").read_bytes() == bin_path("data").read_bytes()
     status, output, _ = run(verify, "data", "again", "data_valid", "--tokenizer", "t.json")
     assert status == 0
-    checked = "checked: sizes and pointers, ids below 257, document ends, checksums, tokenizer"
+    checked = (
+        "checked: sizes and pointers, ids below 257, document ends, markers, checksums, tokenizer"
+    )
     assert output.splitlines()[0] == f"data: 10 documents, 70 tokens; {checked}"
     assert [line.endswith(checked) for line in output.splitlines()] == [True] * 3
 

@@ -39,6 +39,11 @@ def test_every_command_has_a_module_and_every_module_is_a_command():
     assert modules | set(LAUNCHED) == set(COMMANDS)
 
 
+def test_nothing_lies_beside_the_scripts_of_ranks_that_an_import_could_find():
+    scripts = {path.name for path in (FOLDER / "workers").glob("*.py")} - {"__init__.py"}
+    assert scripts == {f"{name}.py" for name in LAUNCHED if name != "show"}
+
+
 def test_every_command_but_the_launched_ones_and_the_build_has_a_tool():
     assert set(TOOLS) == set(COMMANDS) - set(LAUNCHED) - {"build"}
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from megatron_gptx.data.indexed_dataset import IndexedDataset
 from megatron_gptx.tokenizer.train import train_byte_level_bpe
@@ -65,16 +66,20 @@ def test_every_option_reaches_the_dataset(folder):
     (folder / "src" / "deep").mkdir(parents=True)
     (folder / "src" / "deep" / "m.py").write_text("schÃ¶n")
     (folder / "list").write_text("in.jsonl\n")
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens(["<EOT>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
     done = preprocess(
         folder,
         *("src", "--glob", "*.py", "--list-file", "list", "--json-key", "code"),
-        *("--ftfy", "--workers", 2, "--append-eod", "--eod-token", "a", "--on-error", "stop"),
+        *("--ftfy", "--workers", 2, "--append-eod", "--eod-token", "<EOT>", "--on-error", "stop"),
     )
     assert done.returncode == 0, done.stderr
     dataset = IndexedDataset(folder / "out" / "data")
     # Six bytes in UTF-8, five for `x = 1` and `y = 2`, and an end each.
     assert dataset.document_lengths(0, 3).tolist() == [7, 6, 6]
-    assert len({int(dataset.document(i)[-1]) for i in range(3)}) == 1
+    end = tokenizer.token_to_id("<EOT>")
+    assert {int(dataset.document(i)[-1]) for i in range(3)} == {end}
     assert preprocess(folder, "in.jsonl").returncode == 2
     assert preprocess(folder, "in.jsonl", "--overwrite").returncode == 0
 

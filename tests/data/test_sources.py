@@ -184,7 +184,16 @@ def test_folders_are_read_in_the_order_of_their_paths(tmp_path):
         "a.py",
         "b.py",
     ]
-    assert names(find_files([folder]), folder) == ["x.txt", "y.jsonl"]
+    others: list[str] = []
+    assert names(find_files([folder], passed_over=others), folder) == ["y.jsonl"]
+    assert [os.path.relpath(path, folder) for path in others] == [
+        "a b's/q.py",
+        "a.py",
+        "a/b/c.py",
+        "a/z.py",
+        "b.py",
+        "x.txt",
+    ]
     assert names(find_files([folder], globs=["a/*.py"]), folder) == ["a/b/c.py", "a/z.py"]
 
 
@@ -214,7 +223,7 @@ def test_missing_inputs_are_named(tmp_path, monkeypatch, inputs, lists, message)
 def test_small_files_share_a_unit_and_order_is_kept(tmp_path):
     for name, size in (("a.txt", 4), ("b.txt", 4), ("c.txt", 4), ("d.jsonl", 25), ("e.txt", 4)):
         (tmp_path / name).write_text("x" * size)
-    units = divide(find_files([str(tmp_path)]), unit_bytes=10)
+    units = divide(find_files([str(tmp_path)], globs=["*"]), unit_bytes=10)
     found = [([Path(p).name for p in u.paths], u.span, u.num_bytes) for u in units]
     assert found == [
         (["a.txt", "b.txt"], None, 8),

@@ -1,14 +1,12 @@
 """Whatever is wrong with a dataset is found, and said with its place."""
 
-import json
-
 import numpy as np
 import pytest
 
 from megatron_gptx.data import files as files_module
 from megatron_gptx.data.combine import merge
 from megatron_gptx.data.indexed_dataset import IndexedDataset
-from megatron_gptx.data.manifest import manifest_path
+from megatron_gptx.data.manifest import manifest_path, read_manifest, write_manifest
 from megatron_gptx.data.mmididx import bin_path
 from megatron_gptx.data.verify import Expected, all_problems, quick_problems
 
@@ -26,7 +24,7 @@ def dataset(tmp_path, make_dataset):
 
 def change_manifest(dataset, **changes):
     path = manifest_path(dataset.prefix)
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    write_manifest(path, {**read_manifest(path), **changes})
 
 
 def problems(dataset, expected=VOCABULARY):

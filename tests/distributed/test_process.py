@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -202,3 +203,17 @@ def test_ranks_join_without_running_a_compiler(tmp_path):
 )
 def test_only_an_error_of_a_collective_means_a_lost_peer(error, lost):
     assert lost_a_peer(error) == lost
+
+
+def test_a_port_that_another_program_has_taken_meanwhile_is_named(tmp_path, monkeypatch):
+    (tmp_path / "logs").mkdir()
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setattr("tests.runs.free_port", lambda: port)
+        (status,) = start_ranks(join_and_do, 1, tmp_path, "talk", screen=tmp_path / "screen")
+    assert status == 2
+    said = (tmp_path / "screen").read_text()
+    assert f"error on rank 0: launch.master_port: port {port} of this node" in said
+    assert "EADDRINUSE" not in said

@@ -171,6 +171,18 @@ def test_a_host_that_only_ssh_knows_is_known(tmp_path, corpus, ssh):
     assert problem.message.startswith(f"{hosts}:5: no address is known here for the host 'wrong'")
 
 
+def test_hosts_of_slurm_need_no_address_here_but_the_one_to_meet_at(tmp_path, corpus, ssh):
+    ssh()
+    hosts = tmp_path / "hosts"
+    hosts.write_text("first.invalid slots=1\nsecond.invalid slots=1\n")
+    options = {"launch__hostfile": str(hosts), "launch__launcher": "slurm"}
+    config = tiny_config(corpus, tmp_path / "run", **options)
+    (problem,) = problems(config, fresh_may_go_on=False)
+    assert problem.message.startswith(f"{hosts}:1: no address is known here for the host 'first.")
+    config = tiny_config(corpus, tmp_path / "run", **options, launch__master_addr="127.0.0.1")
+    assert not list(problems(config, fresh_may_go_on=False))
+
+
 def test_words_and_variables_that_a_remote_shell_would_read_are_found(
     tmp_path, corpus, monkeypatch
 ):

@@ -74,14 +74,14 @@ def installed(built, tmp_path_factory) -> Path:
     python = folder / "bin" / "python"
     (wheel,) = built.glob("*.whl")
     (packages,) = folder.glob("lib/python*/site-packages")
-    # A path in such a file brings the packages there, but not their own .pth files: an editable
-    # install of this checkout stays out.
-    (packages / "dependencies.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
     succeed(
         *(sys.executable, "-m", "pip", "--python", python, "install", wheel),
-        *("--no-deps", "--no-index", "--quiet", "--force-reinstall"),
+        *("--no-deps", "--no-index", "--quiet"),
         folder=built,
     )
+    # Only now, so that pip sees nothing there that it might replace. A path in such a file brings
+    # the packages of that folder, but not their own .pth files: an editable install stays out.
+    (packages / "dependencies.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
     return folder / "bin"
 
 
