@@ -210,16 +210,16 @@ def open_writers(
 
 def _cut(path: Path, last_step: int) -> None:
     """Keep the rows up to a step; what is none, such as a torn last line, goes too."""
-    before = path.read_bytes()
-    lines = before.splitlines()
+    content = path.read_bytes()
+    lines = content.splitlines()
     steps = [_step(line) for line in lines]
     kept = b"".join(
         line + b"\n"
         for line, step in zip(lines, steps, strict=True)
         if step is not None and step <= last_step
     )
-    if before.startswith(kept):
-        os.truncate(path, len(kept))  # which a full disk allows, too
+    if content.startswith(kept):
+        os.truncate(path, len(kept))  # which a full disk allows too
     else:
         write_synced(path, kept)
     if strange := steps.count(None):

@@ -72,7 +72,7 @@ STRANGE = {
 def test_a_line_that_is_no_row_costs_no_other_row_and_no_resume(tmp_path, capsys, line):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + STRANGE[line] + b'\n{"step": 2}\n')
-    writer = MetricsFile(path, resumed_step=2)
+    writer = MetricsFile(path, resumed_step=2, say=print)
     writer.write(ROW)
     writer.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
