@@ -75,7 +75,7 @@ def _any_checkpoint(config: Config) -> Iterator[Problem]:
         yield Problem(
             "output.run_dir",
             f"{config.output.run_dir} holds no checkpoint yet (looked for in {folder.absolute()}); "
-            "train first: ./deepy.py train.py with the same configuration",
+            "train first: gptx train with the same configuration",
         )
 
 

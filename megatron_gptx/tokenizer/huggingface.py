@@ -163,7 +163,7 @@ class HuggingFaceTokenizer:
             raise UserError(
                 f"{self.path}: {name!r} cannot be a marker: text becomes it, and this vocabulary "
                 "has no other way to write its characters; name another token, or train a "
-                "vocabulary with tools/train_tokenizer.py"
+                "vocabulary with gptx tokenizer"
             )
         return ids
 

@@ -48,11 +48,11 @@ def locate(
     elif not file.exists() and _is_hub_name(name):
         file, revision = _in_hub(name)
     if not file.is_file():
-        raise UserError(f"{file}: no such tokenizer file; tools/train_tokenizer.py makes one")
+        raise UserError(f"{file}: no such tokenizer file; gptx tokenizer makes one")
     kind = _kind(file)
     if merges is not None:
         if not Path(merges).is_file():
-            raise UserError(f"{merges}: no such tokenizer file; tools/train_tokenizer.py makes one")
+            raise UserError(f"{merges}: no such tokenizer file; gptx tokenizer makes one")
         return TokenizerFiles("gpt2", (file, Path(merges)), revision)
     return TokenizerFiles(kind, (file, _merges_of(file)) if kind == "gpt2" else (file,), revision)
 
