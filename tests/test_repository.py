@@ -89,7 +89,7 @@ def forbidden_code(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 def make_targets() -> set[str]:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    heads = re.findall(r"^([a-z][a-z -]*):(?!=| export)", text, flags=re.MULTILINE)
+    heads = re.findall(r"^([a-z][a-z0-9 -]*):(?!=| export)", text, flags=re.MULTILINE)
     return {target for head in heads for target in head.split()}
 
 
