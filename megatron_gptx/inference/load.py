@@ -6,19 +6,15 @@ from pathlib import Path
 import torch
 
 from megatron_gptx.checkpoint.changes import check_model
+from megatron_gptx.checkpoint.choice import at_step, named
 from megatron_gptx.checkpoint.layout import (
     Checkpoint,
     CheckpointError,
     VanishedError,
-    checkpoint_folder,
-    checkpoints,
     named_newest,
     newest,
-    read,
-    step_name,
 )
 from megatron_gptx.checkpoint.load import load_layers
-from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.model.backend import choose_backend
 from megatron_gptx.model.precision import DTYPES
@@ -37,33 +33,20 @@ def choose_checkpoint(run_dir: str, wanted: str | None) -> Checkpoint:
         CheckpointError: there is none, or its manifest cannot be read.
     """
     if wanted is None:
-        return _newest(run_dir, "train first: gptx train with the same configuration")
-    if not (wanted.isascii() and wanted.isdigit()):
-        folder = Path(wanted)
-        if checkpoint_folder(folder).is_dir():
-            return _newest(wanted, "name another run")
-        if not folder.is_dir():
+        found = newest(run_dir)
+        if found is None:
             raise CheckpointError(
-                f"--checkpoint {wanted}: no such folder; give a step, or the folder of a checkpoint"
+                f"{run_dir} holds no checkpoint yet; train first: gptx train with the same "
+                "configuration"
             )
-        return read(folder)
-    folder = checkpoint_folder(run_dir)
-    name = step_name(int(wanted))
-    for path in checkpoints(folder):
-        if path.stem == name:
-            return read(path)
-    there = ", ".join(str(int(path.stem.removeprefix("step-"))) for path in checkpoints(folder))
-    raise CheckpointError(
-        f"--checkpoint {wanted}: {folder} holds no checkpoint of that step; there are: "
-        f"{there or 'none'}"
-    )
-
-
-def _newest(run_dir: str, remedy: str) -> Checkpoint:
-    found = newest(run_dir)
-    if found is None:
-        raise CheckpointError(f"{run_dir} holds no checkpoint yet; {remedy}")
-    return found
+        return found
+    if wanted.isascii() and wanted.isdigit():
+        return at_step(run_dir, int(wanted))
+    if not Path(wanted).is_dir():
+        raise CheckpointError(
+            f"--checkpoint {wanted}: no such folder; give a step, or the folder of a checkpoint"
+        )
+    return named(Path(wanted))
 
 
 def load_chosen(
@@ -92,7 +75,7 @@ def load_model(config: Config, checkpoint: Checkpoint, device: torch.device) -> 
         CheckpointError: the checkpoint is damaged or of another model.
         UserError: the configuration asks for kernels that cannot run.
     """
-    check_model(checkpoint, _with_the_saved_length(config.model, checkpoint))
+    check_model(checkpoint, config.model, any_seq_length=True)
     model = GPTXSequential(config.model)
     load_layers(checkpoint, model.local_layers())
     # Half precision is for accelerators; on a CPU it would only round.
@@ -106,11 +89,3 @@ def load_model(config: Config, checkpoint: Checkpoint, device: torch.device) -> 
         say=lambda line: sys.stderr.write(f"{line}\n"),
     )
     return model.to(device, dtype).eval()
-
-
-def _with_the_saved_length(model: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
-    """Return the model with the checkpoint's seq_length, where no weights depend on it."""
-    if model.position == "learned":
-        return model
-    saved = checkpoint.manifest["config"]["model"].get("seq_length")
-    return model.model_copy(update={"seq_length": saved})
