@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         status = 130
     else:
         return 0
-    for prefix in prefixes.values():
+    for prefix in (name for each in prefixes.values() for name in (each, _labels_of(each))):
         if Path(f"{prefix}.d", "progress.json").exists():
             print(f"{prefix}.d keeps what is done: the same command goes on", file=sys.stderr)
     for key in waiting:
@@ -146,9 +146,14 @@ def _make_dataset(args: argparse.Namespace, files: list[InputFile], key: str, pr
     )
     _make(args, files, prefix, options)
     if chat is not None:
-        labels = Path(f"{prefix}_labels")
+        labels = _labels_of(prefix)
         _make(args, files, labels, replace(options, labels=True))
         print(f"answers      data.labels: {{{prefix}: {labels}}} trains on them only")
+
+
+def _labels_of(prefix: Path) -> Path:
+    """Return the prefix of the dataset that says what is learned of a chat."""
+    return Path(f"{prefix}_labels")
 
 
 def _chat(args: argparse.Namespace) -> dict[str, str] | None:
