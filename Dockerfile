@@ -23,7 +23,7 @@ COPY docker/install.sh docker/install.sh
 RUN docker/install.sh system
 
 # Only what names the requirements: a change of the sources keeps this layer and the next.
-COPY pyproject.toml constraints.txt README.md ./
+COPY pyproject.toml setup.py constraints.txt README.md ./
 COPY megatron_gptx/__init__.py megatron_gptx/__init__.py
 RUN docker/install.sh requirements
 
@@ -40,6 +40,8 @@ COPY --chown=${USER_ID} . .
 
 USER ${USER_ID}
 VOLUME ["/workspace/data", "/workspace/runs"]
+# Says what to do where a bound folder belongs to somebody else.
+ENTRYPOINT ["/workspace/docker/entrypoint.sh"]
 # NCCL and the loader's workers exchange tensors through /dev/shm, and Docker's 64 MB are too few:
 # docker run --gpus all --init --shm-size 8g ...
 CMD ["./deepy.py", "train.py", "configs/1B-v100x2.yml", "--dry-run"]

@@ -80,7 +80,7 @@ distclean: clean ## Remove .venv too
 
 # The stamp comes last: an install that was interrupted is taken up again. pip reads its own
 # environment (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...), so another index needs no option here.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
 	  echo "megatron_gptx needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo not there)." >&2; \
 	  echo "Name another interpreter: make PYTHON=python3.12" >&2; exit 2; }

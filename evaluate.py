@@ -5,4 +5,4 @@ import sys
 from megatron_gptx.inference.evaluate import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("./deepy.py evaluate.py CONFIG"))

@@ -5,4 +5,4 @@ import sys
 from megatron_gptx.inference.generate import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("./deepy.py generate.py CONFIG"))

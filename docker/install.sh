@@ -16,6 +16,8 @@ system() { # the compiler, Python, and what DeepSpeed starts other nodes with
 
 requirements() { # the pinned packages, and the project as an editable install
   [[ -x $VENV/bin/python ]] || python3 -m venv "$VENV"
+  # setup.py names them; the image gets their files in a later layer.
+  mkdir -p "$PROJECT/configs" "$PROJECT/csrc"
   "$VENV/bin/python" -m pip install -c "$PROJECT/constraints.txt" -e "$PROJECT[${EXTRAS:-gpu,data}]"
 }
 

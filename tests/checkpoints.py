@@ -60,7 +60,13 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def write_checkpoint(run_dir: Path, step: int, *, guard: dict[str, Any] | None = None) -> Path:
+def write_checkpoint(
+    run_dir: Path,
+    step: int,
+    *,
+    guard: dict[str, Any] | None = None,
+    best: dict[str, Any] | None = None,
+) -> Path:
     """Write a checkpoint of one file, as small as the format allows."""
     folder = run_dir / "checkpoints" / step_name(step)
     (folder / "weights").mkdir(parents=True)
@@ -69,6 +75,7 @@ def write_checkpoint(run_dir: Path, step: int, *, guard: dict[str, Any] | None =
     manifest = {
         "format": FORMAT,
         "guard": guard or {},
+        "best": best,
         "state": {"step": step, "samples": 8 * step, "tokens": 256 * step},
         "optimizer": {"steps": step},
         "layout": {},

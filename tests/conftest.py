@@ -1,10 +1,48 @@
 """What tests of many files share."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
+import torch
 
+from megatron_gptx.config.errors import UserError
+from megatron_gptx.ops import library
+from megatron_gptx.ops.build import BuildError, find_built
 from tests.runs import write_corpus
+
+# A shell starts background jobs with SIGINT ignored, nohup adds SIGHUP, and every child inherits
+# that. Tests that interrupt a program are about one that was started in a terminal.
+for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1):
+    if signal.getsignal(signum) is signal.SIG_IGN:
+        interrupts = signum == signal.SIGINT
+        signal.signal(signum, signal.default_int_handler if interrupts else signal.SIG_DFL)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Print what the numbers of this session depend on, also where -q hides pytest's header."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:  # a worker of pytest-xdist has none
+        reporter.write_line(describe_machine())
+
+
+def describe_machine() -> str:
+    """Return which path the kernels take, which PyTorch's take, torch's version and CPU cores."""
+    asked = os.environ.get("GPTX_CPU_CAPABILITY")
+    try:
+        # Never a build: a test that needs the kernels makes one, others do without.
+        ours = "not built yet" if find_built() is None else library.load(print)
+        ours = ours or library.cpu_capability()
+    except BuildError as error:
+        ours = f"cannot be built: {error}"
+    except UserError as error:
+        raise pytest.UsageError(str(error)) from None
+    return (
+        f"kernels: {ours} (GPTX_CPU_CAPABILITY {asked or 'not set'}), ATen: "
+        f"{torch.backends.cpu.get_cpu_capability().lower()}, torch {torch.__version__}, "
+        f"{len(os.sched_getaffinity(0))} CPU cores"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ import pytest
 
 from megatron_gptx.config.schema import Config
 from megatron_gptx.data.indexed_dataset import IndexedDatasetWriter
+from megatron_gptx.data.workers import shorten_socket_names
 from megatron_gptx.launcher.command import encode, free_port
 
 VOCAB_SIZE = 64
@@ -159,6 +160,7 @@ def _server() -> Any:
     # The server inherits the environment of the moment it starts. One that the tools of data have
     # started in this process knows nothing of ours.
     forkserver._forkserver._stop()
+    shorten_socket_names()
     os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
     context = multiprocessing.get_context("forkserver")
     # Optimizers import torch._dynamo when the first one is built, which takes seconds too.

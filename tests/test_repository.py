@@ -18,7 +18,16 @@ TEXTS = SOURCES | {".md", ".yml", ".yaml", ".toml", ".txt", ".sh", ".json", ".cf
 MAX_LINES = 400
 UNTRACKED = {".git", ".venv", ".whl", "runs", "data", "build", "wandb"}
 # Test folders that stand for something else than one package.
-OTHER_ROOMS = {"docker", "end_to_end", "faults", "gpu", "launches", "golden", "benchmarks"}
+OTHER_ROOMS = {
+    "docker",
+    "end_to_end",
+    "faults",
+    "gpu",
+    "launches",
+    "golden",
+    "benchmarks",
+    "packaging",
+}
 
 
 def list_files() -> list[Path]:
@@ -253,7 +262,7 @@ def dependencies() -> list[Requirement]:
     """Return what pyproject.toml asks for, extras included, the project itself left out."""
     # Python 3.10 has no tomllib; the lists hold one quoted requirement each, and nothing else does.
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    body = text.partition("\ndependencies = ")[2].partition("\n[tool.")[0]
+    body = text.partition("\ndependencies = ")[2].partition("\n[project.scripts]")[0]
     lines = [line for line in body.splitlines() if not line.lstrip().startswith("#")]
     wanted = [Requirement(quoted) for quoted in re.findall(r'"([^"]+)"', "\n".join(lines))]
     assert len(wanted) > 15

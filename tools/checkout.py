@@ -16,4 +16,5 @@ def run(command: str) -> NoReturn:
         os.execv(VENV, [str(VENV), *sys.argv])
     # In place of tools/, whose file names are not for `import`.
     sys.path[0] = str(ROOT)
-    sys.exit(importlib.import_module(f"megatron_gptx.commands.{command}").main())
+    module = importlib.import_module(f"megatron_gptx.commands.{command}")
+    sys.exit(module.main(sys.argv[1:], sys.argv[0]))

@@ -124,6 +124,7 @@ TORCH_LIBRARY_FRAGMENT(gptx, library) {
       "Tensor kept, Tensor weights, Tensor? row_start, float dropout_p, int seed, str variant='best') "
       "-> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
   library.def("cpu_variants() -> str[]", &gptx::row_variants);
+  library.def("cpu_capability() -> str", [] { return gptx::cpu_capability(); });
 }
 
 TORCH_LIBRARY_IMPL(gptx, CPU, library) {

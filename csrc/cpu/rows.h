@@ -1,8 +1,8 @@
 // Loops over rows: what a few queries need of their keys, the choice of the best ones and sums over
 // those; what the loss needs of a token's logits; and GELU.
 //
-// Every vector width has its own copy of these functions; the widest that the CPU runs is chosen
-// when the program starts. All of them take float32 and rows that lie `stride` floats apart.
+// Every vector width has its own copy of these functions; the widest that the CPU runs is chosen, or the
+// one that GPTX_CPU_CAPABILITY names. All of them take float32 and rows that lie `stride` floats apart.
 #pragma once
 
 #include <cstdint>
@@ -123,7 +123,11 @@ extern const RowKernels avx512_rows;
 // The names that this CPU can run, the quickest first.
 std::vector<std::string> row_variants();
 
-// The functions of one variant, or of the quickest for "best"; throws where the CPU has it not.
+// The name that "best" stands for in this process: the one in GPTX_CPU_CAPABILITY, or else the
+// quickest; throws where the variable holds anything that the CPU cannot run.
+const std::string& cpu_capability();
+
+// The functions of one variant, or of cpu_capability() for "best"; throws where the CPU has it not.
 const RowKernels& row_kernels(const std::string& variant);
 
 }  // namespace gptx

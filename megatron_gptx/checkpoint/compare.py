@@ -14,6 +14,7 @@ from megatron_gptx.checkpoint.layout import (
     CheckpointError,
     all_names,
     damage,
+    still_there,
     weights_name,
 )
 from megatron_gptx.checkpoint.tensors import SavedLayer
@@ -53,6 +54,8 @@ def differences(one: Checkpoint, other: Checkpoint) -> Iterator[Difference]:
         for layer in sorted(_layers(one) | _layers(other)):
             yield from _differences(layer, _open(one, layer), _open(other, layer))
     except (KeyError, ValueError, RuntimeError, SafetensorError, OSError) as error:
+        for checkpoint in (one, other):
+            still_there(checkpoint.path)
         raise CheckpointError(f"{one.path} or {other.path} is damaged: {error}") from None
 
 

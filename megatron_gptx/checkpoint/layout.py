@@ -11,7 +11,6 @@ import errno
 import fcntl
 import hashlib
 import json
-import math
 import os
 import re
 import stat
@@ -19,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from megatron_gptx.checkpoint.validity import is_manifest, is_shallow
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.data.files import file_sha256, sync_path
 
@@ -31,7 +31,6 @@ WEIGHTS = "weights"
 OPTIMIZER = "optimizer"
 PARTIAL = ".partial"
 REPLACED = ".replaced"
-COUNTERS = {"step", "samples", "tokens"}
 # A run of thousands of ranks has a manifest of tens of megabytes.
 LARGEST_MANIFEST = 2**26
 DEEPEST_MANIFEST = 32
@@ -47,6 +46,10 @@ class CheckpointError(UserError):
         super().__init__(printable(message))
 
 
+class VanishedError(CheckpointError):
+    """A checkpoint that is not there any more: its run has newer ones, and keeps so many."""
+
+
 class Checkpoint(NamedTuple):
     """A whole checkpoint on disk."""
 
@@ -57,6 +60,12 @@ class Checkpoint(NamedTuple):
     def step(self) -> int:
         """Optimizer steps it contains."""
         return int(self.manifest["state"]["step"])
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint of its run until then, if it keeps that."""
+        best = self.manifest.get("best")
+        return None if best is None else int(best["step"])
 
     @property
     def sound_step(self) -> int | None:
@@ -140,8 +149,13 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
         CheckpointError: `latest` is missing beside checkpoints, or names something else; or the
             manifest cannot be read.
     """
-    path = named_newest(run_dir)
-    return None if path is None else read(path)
+    while True:
+        path = named_newest(run_dir)
+        try:
+            return None if path is None else read(path)
+        except VanishedError:
+            if named_newest(run_dir) == path:
+                raise  # else the run has saved another one meanwhile
 
 
 def named_newest(run_dir: str | Path) -> Path | None:
@@ -151,28 +165,37 @@ def named_newest(run_dir: str | Path) -> Path | None:
         CheckpointError: `latest` is missing beside checkpoints, or names something else.
     """
     folder = checkpoint_folder(run_dir)
-    present = checkpoints(folder)
+    while True:
+        # In this order: what a run saves between the two is among those that are present.
+        name, present = _named(folder), checkpoints(folder)
+        if name == NONE or (name is None and not present):
+            return None
+        found = [path for path in present if path.name.removesuffix(REPLACED) == name]
+        if found:
+            return found[0]
+        if _named(folder) == name:
+            break  # else it has saved another one, and deleted this one
     pointer = folder / LATEST
-    if not pointer.exists() and not pointer.is_symlink():
-        if present:
-            raise CheckpointError(
-                f"{folder} holds {present[-1].name} but no file {LATEST!r}; write that name into "
-                f"{pointer} to resume from it, or move the folder away to start afresh"
-            )
-        return None
+    if name is None:
+        raise CheckpointError(
+            f"{folder} holds {present[-1].name} but no file {LATEST!r}; write that name into "
+            f"{pointer} to resume from it, or move the folder away to start afresh"
+        )
+    raise CheckpointError(
+        f"{pointer} names {name!r}, which is no checkpoint in {folder}; "
+        f"there are: {', '.join(path.name for path in present) or 'none'}"
+    )
+
+
+def _named(folder: Path) -> str | None:
+    """Return what `latest` holds, or None where there is no such file."""
+    pointer = folder / LATEST
     try:
-        name = _content(pointer, limit=4096).decode().strip()
+        return _content(pointer, limit=4096).decode().strip()
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{pointer} cannot be read: {_reason(error)}") from None
-    if name == NONE:
-        return None
-    found = [path for path in present if path.name.removesuffix(REPLACED) == name]
-    if not found:
-        raise CheckpointError(
-            f"{pointer} names {name!r}, which is no checkpoint in {folder}; "
-            f"there are: {', '.join(path.name for path in present) or 'none'}"
-        )
-    return found[0]
 
 
 def newest_sound(run_dir: str | Path) -> Checkpoint | None:
@@ -199,9 +222,10 @@ def read(path: Path) -> Checkpoint:
     try:
         content = _content(path / MANIFEST, limit=LARGEST_MANIFEST)
         manifest = json.loads(content)
-        if not _is_shallow(manifest, DEEPEST_MANIFEST):
+        if not is_shallow(manifest, DEEPEST_MANIFEST):
             raise ValueError("it is nested too deeply")
     except (OSError, ValueError, RecursionError) as error:
+        still_there(path)
         raise CheckpointError(f"{path / MANIFEST} cannot be read: {_reason(error)}") from None
     if isinstance(manifest, dict) and manifest.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
@@ -211,12 +235,13 @@ def read(path: Path) -> Checkpoint:
     try:
         sealed = _content(path / SEAL, limit=4096) == seal(content)
     except OSError as error:
+        still_there(path)
         raise CheckpointError(f"{path / SEAL} cannot be read: {_reason(error)}") from None
     if not sealed:
         raise CheckpointError(
             f"{path / MANIFEST} has changed since it was saved ({SEAL} does not match)"
         )
-    if not _is_manifest(manifest):
+    if not is_manifest(manifest) or not all(map(_FILE.fullmatch, manifest["files"])):
         raise CheckpointError(
             f"{path / MANIFEST} is damaged: it does not hold what a checkpoint's manifest holds; "
             f"write the name of another checkpoint into {path.parent / LATEST}"
@@ -225,6 +250,12 @@ def read(path: Path) -> Checkpoint:
     if _NAME.fullmatch(path.name.removesuffix(REPLACED)) and found.step != step_of(path):
         raise CheckpointError(f"{path} holds the checkpoint of another step, {found.step}")
     return found
+
+
+def still_there(path: Path) -> None:
+    """Raise VanishedError where a checkpoint is gone: that is no damage."""
+    if not path.is_dir():
+        raise VanishedError(f"{path} is not there, or no more: a run deletes its old checkpoints")
 
 
 def _content(path: Path, *, limit: int) -> bytes:
@@ -246,74 +277,52 @@ def _reason(error: BaseException) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
-def _is_shallow(value: Any, levels: int) -> bool:
-    """Return whether no value lies more than so many levels deep: what follows recurses."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if not isinstance(value, list):
-        return True
-    return levels > 0 and all(_is_shallow(inner, levels - 1) for inner in value)
-
-
 def seal(manifest: bytes) -> bytes:
     """Return the content of the file beside a manifest that vouches for it."""
     return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
 
 
-def _is_manifest(value: Any) -> bool:
-    parts = ("state", "optimizer", "layout", "config", "files")
-    if not isinstance(value, dict) or any(not isinstance(value.get(p), dict) for p in parts):
-        return False
-    state, optimizer, config, files = (value[p] for p in parts if p != "layout")
-    scale = optimizer.get("loss_scale") or {}
-    guard = value.get("guard")
-    return (
-        state.keys() == COUNTERS
-        and all(_is_count(count) for count in (*state.values(), optimizer.get("steps")))
-        and isinstance(scale, dict)
-        and all(isinstance(s, int | float) and math.isfinite(s) for s in scale.values())
-        and isinstance(guard, dict)
-        and all(_is_count(guard.get(name, 0)) for name in ("bad_steps", "in_a_row", "rewinds"))
-        and (guard.get("return_to") is None or _is_count(guard["return_to"]))
-        and isinstance(guard.get("save_is_due", False), bool)
-        and isinstance(losses := guard.get("losses", []), list)
-        and all(isinstance(loss, float) and math.isfinite(loss) for loss in losses)
-        and isinstance(config.get("model"), dict)
-        and all(
-            _FILE.fullmatch(name)
-            and isinstance(entry, dict)
-            and _is_count(entry.get("bytes"))
-            and isinstance(entry.get("sha256"), str)
-            for name, entry in files.items()
-        )
-    )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and 0 <= value < 2**63
-
-
 def all_names(checkpoint: Checkpoint) -> list[str]:
-    """Return every file that a checkpoint has or should have, but for the manifest and its seal."""
-    present = {
-        str(path.relative_to(checkpoint.path))
-        for path in checkpoint.path.rglob("*")
-        if path.is_symlink() or not path.is_dir()
-    }
+    """Return every file that a checkpoint has or should have, but for the manifest and its seal.
+
+    Raises:
+        CheckpointError: its folder cannot be read, or is gone.
+    """
+    try:
+        present = {
+            str(path.relative_to(checkpoint.path))
+            for path in checkpoint.path.rglob("*")
+            if path.is_symlink() or not path.is_dir()
+        }
+    except OSError as error:
+        still_there(checkpoint.path)
+        raise CheckpointError(f"{checkpoint.path} cannot be read: {_reason(error)}") from None
+    still_there(checkpoint.path)
     return sorted((present | checkpoint.manifest["files"].keys()) - {MANIFEST, SEAL})
 
 
 def damage(checkpoint: Checkpoint, names: Iterable[str]) -> str | None:
-    """Return what is wrong with some of a checkpoint's files, or None where they are intact."""
+    """Return what is wrong with some of a checkpoint's files, or None where they are intact.
+
+    Raises:
+        VanishedError: it has been deleted meanwhile.
+    """
     for name in names:
-        if problem := misfit(checkpoint, name):
+        if problem := _damage_of(checkpoint, name):
+            still_there(checkpoint.path)
             return problem
-        path = checkpoint.path / name
-        try:
-            if file_sha256(path) != checkpoint.manifest["files"][name]["sha256"]:
-                return printable(f"{path} has changed since it was saved (its checksum differs)")
-        except OSError as error:
-            return printable(f"{path} cannot be read: {_reason(error)}")
+    return None
+
+
+def _damage_of(checkpoint: Checkpoint, name: str) -> str | None:
+    if problem := misfit(checkpoint, name):
+        return problem
+    path = checkpoint.path / name
+    try:
+        if file_sha256(path) != checkpoint.manifest["files"][name]["sha256"]:
+            return printable(f"{path} has changed since it was saved (its checksum differs)")
+    except OSError as error:
+        return printable(f"{path} cannot be read: {_reason(error)}")
     return None
 
 

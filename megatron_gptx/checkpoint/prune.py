@@ -33,11 +33,11 @@ def superfluous(folder: Path, *, newest: Path, options: CheckpointConfig) -> lis
     present = present[: present.index(newest) + 1]
     # Those that were saved amid bad steps count for none of the last ones, but for the newest.
     sound = [path for path in present if path in (newest, _sound(path))]
-    last, needed = sound[-options.keep_last :], _sound(newest)
+    last, needed = sound[-options.keep_last :], _needed(newest)
     return [
         path
         for path in present
-        if path not in last and path != needed and not _kept(step_of(path), options)
+        if path not in last and path not in needed and not _kept(step_of(path), options)
     ]
 
 
@@ -70,13 +70,13 @@ def tidy(folder: Path) -> None:
 def delete_oldest(folder: Path, options: CheckpointConfig) -> Path | None:
     """Delete the oldest checkpoint, or return None where there is none that may be deleted.
 
-    The one that `latest` names stays, what it goes back to, and those of `keep_every` and
-    `keep_steps`.
+    The one that `latest` names stays, what it goes back to, the best one, and those of `keep_every`
+    and `keep_steps`.
     """
     with contextlib.suppress(OSError, ValueError):
         latest = (folder / LATEST).read_text(encoding="utf-8").strip()
         if (folder / latest).is_dir():
-            needed = (folder / latest, _sound(folder / latest))
+            needed = (folder / latest, *_needed(folder / latest))
             for path in checkpoints(folder):
                 if path not in needed and not _kept(step_of(path), options) and delete(path):
                     return path
@@ -96,6 +96,15 @@ def delete(path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _needed(newest: Path) -> list[Path]:
+    """Return what the newest checkpoint speaks of: the one to go back to, and the best one."""
+    needed = [_sound(newest)]
+    with contextlib.suppress(CheckpointError):
+        if (best := read(newest).best_step) is not None:
+            needed.append(newest.with_name(step_name(best)))
+    return [path for path in needed if path is not None]
 
 
 def _sound(path: Path) -> Path | None:

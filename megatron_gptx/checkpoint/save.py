@@ -16,13 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_gptx import __version__
 from megatron_gptx.checkpoint.engine_state import (
     MASTER,
     MOMENTS,
     fragments,
-    get_loss_scale,
-    get_steps,
     named_parameters,
 )
 from megatron_gptx.checkpoint.layout import (
@@ -44,11 +41,11 @@ from megatron_gptx.checkpoint.layout import (
     weights_name,
     write_synced,
 )
+from megatron_gptx.checkpoint.manifest import describe_run
 from megatron_gptx.checkpoint.prune import delete, delete_oldest, prune, tidy
 from megatron_gptx.checkpoint.tensors import Part, Snapshot, Written, written
 from megatron_gptx.checkpoint.upload import Upload
 from megatron_gptx.config.schema import Config
-from megatron_gptx.costs.stages import boundaries
 from megatron_gptx.data.files import sync_path
 from megatron_gptx.distributed.faults import fault_point
 from megatron_gptx.distributed.watchdog import WRITER
@@ -67,7 +64,13 @@ class Saver:
     """
 
     def __init__(
-        self, engine: Any, config: Config, *, replica: int, say: Callable[[str], None]
+        self,
+        engine: Any,
+        config: Config,
+        *,
+        replica: int,
+        say: Callable[[str], None],
+        data: Mapping[str, Any] | None = None,
     ) -> None:
         """Take hold of the run's checkpoint folder, and remove what crashes have left in it.
 
@@ -76,11 +79,13 @@ class Saver:
             config: the run's configuration, stored in every manifest.
             replica: this rank's copy of the pipeline.
             say: takes a line for each checkpoint that was saved, or could not be.
+            data: the fingerprints of what it trains on, stored in every manifest.
 
         Raises:
             CheckpointError: another run holds the folder, or `checkpoint.upload` cannot be used.
         """
         self.engine, self.config, self.replica, self.say = engine, config, replica, say
+        self.data = data
         self.folder = checkpoint_folder(config.output.run_dir)
         self.leader = dist.get_rank() == 0
         self.run_id = uuid.uuid4().hex
@@ -104,13 +109,19 @@ class Saver:
         dist.barrier()
 
     def save(
-        self, state: Mapping[str, int], *, last: bool, guard: Mapping[str, Any] | None = None
+        self,
+        state: Mapping[str, int],
+        *,
+        last: bool,
+        guard: Mapping[str, Any] | None = None,
+        best: Mapping[str, Any] | None = None,
     ) -> None:
         """Save the state of this step.
 
         Args:
             state: counters of the run: step, samples, tokens.
             guard: what it goes on from.
+            best: step and validation loss of the best checkpoint so far, which is kept.
             last: whether nothing follows: the checkpoint is then complete when this returns, and
                 one that cannot be written is an error.
 
@@ -128,7 +139,9 @@ class Saver:
         except CheckpointError as error:
             self._fail(error, last=last)
             return
-        manifest = {**self._manifest(), "state": dict(state), "guard": dict(guard or {})}
+        about = describe_run(self.engine, self.config, run_id=self.run_id, data=self.data)
+        counts = {"state": dict(state), "guard": dict(guard or {}), "best": best}
+        manifest = {"format": FORMAT, **about, **counts}
         if self.config.checkpoint.asynchronous and not last:
             copies = [part.snapshot(self.buffers.get(part.name)) for part in parts]
             self.buffers = {copy.name: copy.content for copy in copies}
@@ -317,25 +330,6 @@ class Saver:
         """Return whether this replica writes what all replicas have of a layer."""
         return layer % (self.config.parallel.data_replicas or 1) == self.replica
 
-    def _manifest(self) -> dict[str, Any]:
-        import deepspeed
-
-        return {
-            "format": FORMAT,
-            "run": self.run_id,
-            "optimizer": {
-                "steps": get_steps(self.engine),
-                "loss_scale": get_loss_scale(self.engine),
-            },
-            "layout": _layout(self.config),
-            "config": self.config.model_dump(),
-            "versions": {
-                "megatron_gptx": __version__,
-                "torch": str(torch.__version__),
-                "deepspeed": deepspeed.__version__,
-            },
-        }
-
 
 class _Problem(NamedTuple):
     """Why a rank could not write."""
@@ -362,17 +356,6 @@ class _Pending(NamedTuple):
 
     job: _Job
     outcome: Future[list[_Problem]]
-
-
-def _layout(config: Config) -> dict[str, Any]:
-    """Return which ranks have written: what people ask, and loading does not depend on."""
-    return {
-        "pipeline_stages": config.parallel.pipeline_stages,
-        "data_replicas": config.parallel.data_replicas,
-        "zero_stage": config.parallel.zero_stage,
-        "precision": config.precision,
-        "boundaries": boundaries(config),
-    }
 
 
 def _yield_to_training() -> None:

@@ -1,9 +1,9 @@
 """Show a run's checkpoints, verify their checksums, or compare two of them.
 
-tools/inspect_checkpoint.py list runs/1B
-tools/inspect_checkpoint.py verify runs/1B
-tools/inspect_checkpoint.py verify runs/1B/checkpoints/step-00001000
-tools/inspect_checkpoint.py diff runs/1B/checkpoints/step-00001000 runs/other
+%(prog)s list runs/1B
+%(prog)s verify runs/1B
+%(prog)s verify runs/1B/checkpoints/step-00001000
+%(prog)s diff runs/1B/checkpoints/step-00001000 runs/other
 
 A run stands for its newest checkpoint in `diff`, and for all of them in `verify`. `diff` ends with
 status 0 where everything is equal, 1 where something differs, 2 where one is damaged.
@@ -16,12 +16,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from megatron_gptx.checkpoint.changes import changed_values
+from megatron_gptx.checkpoint.choice import is_checkpoint, named
 from megatron_gptx.checkpoint.compare import differences
 from megatron_gptx.checkpoint.layout import (
     LATEST,
     MANIFEST,
     Checkpoint,
     CheckpointError,
+    VanishedError,
     all_names,
     checkpoint_folder,
     checkpoints,
@@ -32,21 +35,21 @@ from megatron_gptx.checkpoint.layout import (
     read,
     step_of,
 )
-from megatron_gptx.checkpoint.load import changed_values
 from megatron_gptx.config.errors import UserError
 
+BEST = "best"
 _HEADER = ("step", "", "saved", "size", "layout", "precision", "loss", "files")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Run the tool; return its exit status."""
-    args = _parser().parse_args(argv)
+    args = _parser(prog).parse_args(argv)
     try:
         if args.action == "list":
             return _list(args.run_dir)
         if args.action == "verify":
             return _verify(args.path)
-        return _diff(_one(args.one), _one(args.other))
+        return _diff(named(args.one), named(args.other))
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -57,27 +60,32 @@ def main(argv: list[str] | None = None) -> int:
 
 def _list(run_dir: Path) -> int:
     """Print one line for each checkpoint; return 2 where one of them cannot be used."""
-    latest, problem = None, None
+    latest, best, problem = None, None, None
     try:
         if (found := newest(run_dir)) is not None:
-            latest = found.path
+            latest, best = found.path, found.best_step
     except CheckpointError as error:
         problem = str(error)
     losses = _losses(run_dir / "metrics.jsonl")
     rows: list[tuple[str, ...]] = [_HEADER]
     damaged = problem is not None
     for path in _all_of(run_dir):
-        step, mark = step_of(path), LATEST if path == latest else ""
+        step = step_of(path)
+        marks = [LATEST] * (path == latest) + [BEST] * (step == best)
         loss = f"{losses[step]:.4f}" if step in losses else "-"
         try:
             checkpoint = read(path)
             layout = checkpoint.manifest["layout"]
             state = next(filter(None, (misfit(checkpoint, n) for n in all_names(checkpoint))), None)
             about = (*_about(checkpoint), str(layout.get("precision", "?")))
+        except VanishedError:
+            continue  # the run has deleted it meanwhile
         except CheckpointError as error:
             state, about = str(error), ("-",) * 4
         damaged |= state is not None
-        rows.append((str(step), mark, *about, loss, "whole" if state is None else state))
+        rows.append(
+            (str(step), ", ".join(marks), *about, loss, "whole" if state is None else state)
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER) - 1)]
     for row in rows:
         cells = [row[0].rjust(widths[0]), *map(str.ljust, row[1:], widths[1:]), row[-1]]
@@ -122,13 +130,17 @@ def _losses(path: Path) -> dict[int, float]:
 def _verify(path: Path) -> int:
     """Check every file of a checkpoint, or of all of a run; return 2 where one is damaged."""
     problems: list[str] = []
-    for folder in [path] if _is_checkpoint(path) else _all_of(path):
+    for folder in [path] if is_checkpoint(path) else _all_of(path):
         try:
             problems += _verify_files(read(folder))
+        except VanishedError as error:
+            if is_checkpoint(path):
+                raise
+            print(error, file=sys.stderr)  # the run has deleted it meanwhile
         except CheckpointError as error:
             print(error, file=sys.stderr)
             problems.append(str(error))
-    if not _is_checkpoint(path):
+    if not is_checkpoint(path):
         try:
             newest(path)
         except CheckpointError as error:
@@ -180,20 +192,6 @@ def _diff(one: Checkpoint, other: Checkpoint) -> int:
     return int(changed > 0 or num_equal < num_tensors)
 
 
-def _one(path: Path) -> Checkpoint:
-    """Return the checkpoint that a path names, or a run's newest."""
-    if _is_checkpoint(path):
-        return read(path)
-    found = newest(path)
-    if found is None:
-        raise CheckpointError(f"{path} holds no checkpoint")
-    return found
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return (path / MANIFEST).is_file() or path.name.startswith("step-")
-
-
 def _all_of(run_dir: Path) -> list[Path]:
     found = checkpoints(checkpoint_folder(run_dir))
     if not found:
@@ -201,9 +199,9 @@ def _all_of(run_dir: Path) -> list[Path]:
     return found
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     actions = parser.add_subparsers(dest="action", required=True)
     action = actions.add_parser("list", help="show a run's checkpoints")

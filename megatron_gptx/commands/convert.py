@@ -1,10 +1,11 @@
 """Translate a configuration of GPT-NeoX (YAML) or Megatron-LM (arguments in a script) into ours.
 
-tools/convert_config.py 20B.yml local_setup.yml --output configs/20B.yml
-tools/convert_config.py pretrain_gpt.sh --vocab-size 50257 --output configs/gpt.yml
+%(prog)s 20B.yml local_setup.yml --output configs/20B.yml
+%(prog)s pretrain_gpt.sh --vocab-size 50257 --output configs/gpt.yml
 
-What has no counterpart here is listed with its file and line, on the screen and at the head of the
-result: every setting is translated, named as not needed, or named as unknown.
+Every setting is translated, or listed with its file and line: first those without a counterpart
+here, which leave another model, then those on which nothing depends. Both lists also stand at the
+head of the result. The numbers of parameters are compared.
 """
 
 import argparse
@@ -13,20 +14,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from megatron_gptx.config.errors import ConfigError, UserError, why
-from megatron_gptx.config.foreign import read_megatron, read_neox
 from megatron_gptx.config.load import load
-from megatron_gptx.config.translate import Translation, nested, translate
 from megatron_gptx.config.yaml_writer import dump_values
+from megatron_gptx.convert.settings import read_neox
+from megatron_gptx.convert.shell import read_megatron
+from megatron_gptx.convert.translate import Dialect, Translation, nested, translate
 from megatron_gptx.data.files import write_aside
 from megatron_gptx.tokenizer.build import load_tokenizer
 
 YAML = {".yml", ".yaml", ".json"}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the tool; return its exit status: 1 where the result needs more before it can run."""
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    """Run the tool; return its exit status: 1 where the result is another model, or needs more."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", nargs="+", type=Path, help="later files override earlier ones")
     parser.add_argument("--output", type=Path, help="where to write; default: print it")
@@ -43,14 +45,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def convert(options: argparse.Namespace) -> int:
     """Translate, write and check."""
-    dialect = options.dialect or ("neox" if options.files[0].suffix in YAML else "megatron")
+    dialect = options.dialect or dialect_of(options.files)
     settings = (read_neox if dialect == "neox" else read_megatron)(options.files)
     if not settings:
         raise UserError(f"{options.files[0]}: no settings found; say --from neox or megatron")
-    translation = translate(settings, vocab_size=options.vocab_size)
+    size = options.vocab_size
+    translation = translate(settings, dialect, vocab_size=size)
     tokenizer = translation.options.get("data.tokenizer")
-    if options.vocab_size is None and tokenizer and Path(tokenizer).is_file():
-        translation = translate(settings, vocab_size=load_tokenizer(tokenizer).vocab_size)
+    if size is None and isinstance(tokenizer, str) and Path(tokenizer).is_file():
+        size = load_tokenizer(tokenizer).vocab_size
+        translation = translate(settings, dialect, vocab_size=size)
     text = render(translation, options.files)
     if not options.output:
         print(text, end="")
@@ -63,7 +67,21 @@ def convert(options: argparse.Namespace) -> int:
             message = f"--output {options.output} cannot be written: {why(error)}"
             raise UserError(message) from None
     report(translation)
-    return check(text, options.output or "the result")
+    missing = check(text, options.output or "the result")
+    for line in translation.not_needed:
+        print(f"not needed: {line}", file=sys.stderr)
+    return missing if translation.complete else 1
+
+
+def dialect_of(files: list[Path]) -> Dialect:
+    """Return the tool that files are written for, by their endings."""
+    kinds = {file.suffix in YAML for file in files}
+    if len(kinds) > 1:
+        raise UserError(
+            f"{', '.join(map(str, files))}: YAML is GPT-NeoX's, other files are Megatron-LM's; "
+            "translate one kind at a time, or say --from neox or megatron"
+        )
+    return "neox" if kinds.pop() else "megatron"
 
 
 def check(text: str, name: str | Path) -> int:
@@ -81,9 +99,9 @@ def check(text: str, name: str | Path) -> int:
 
 def render(translation: Translation, files: list[Path]) -> str:
     """Return the result with what was left out at its head."""
-    head = [f"Translated from {', '.join(map(str, files))}."]
+    head = [f"Translated from {', '.join(map(str, files))}.", "", translation.counts.line]
     for title, lines in (
-        ("Not translated:", translation.unknown),
+        ("No counterpart here, so that this is another model or run:", translation.refused),
         ("Not needed here:", translation.not_needed),
     ):
         if lines:
@@ -93,8 +111,10 @@ def render(translation: Translation, files: list[Path]) -> str:
 
 
 def report(translation: Translation) -> None:
-    """Say what was left out."""
-    for line in translation.unknown:
-        print(f"not translated: {line}", file=sys.stderr)
-    for line in translation.not_needed:
-        print(f"not needed: {line}", file=sys.stderr)
+    """Say what makes the result another model."""
+    if translation.refused:
+        title = "another model or run, since these settings have no counterpart here:"
+        print(title, file=sys.stderr)
+    for line in translation.refused:
+        print(f"  {line}", file=sys.stderr)
+    print(translation.counts.line, file=sys.stderr)

@@ -1,8 +1,8 @@
 """Show what a token dataset holds: counts, document lengths, entropy, repeats, documents as text.
 
-tools/inspect_dataset.py data/corpus
-tools/inspect_dataset.py data/corpus --duplicates --png lengths.png
-tools/inspect_dataset.py data/corpus --tokenizer tokenizer.json --document 17
+%(prog)s data/corpus
+%(prog)s data/corpus --duplicates --png lengths.png
+%(prog)s data/corpus --tokenizer tokenizer.json --document 17
 """
 
 import argparse
@@ -23,9 +23,9 @@ from megatron_gptx.tokenizer.build import load_tokenizer
 _BAR = 40
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Run the tool; return its exit status."""
-    args = _parser().parse_args(argv)
+    args = _parser(prog).parse_args(argv)
     try:
         dataset = IndexedDataset(args.prefix)
         if args.document is None:
@@ -76,7 +76,9 @@ def _draw_lengths(dataset: IndexedDataset, path: Path) -> None:
     try:
         import matplotlib
     except ImportError as error:
-        raise UserError("--png needs the package matplotlib") from error
+        raise UserError(
+            "--png needs the package matplotlib: pip install 'megatron_gptx[gpu]'"
+        ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -115,9 +117,9 @@ def _print_document(
     print(loaded.decode(ids))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("prefix", type=Path, help="PREFIX of PREFIX.bin and PREFIX.idx")
     parser.add_argument("--document", type=int, metavar="N", help="show document N only")

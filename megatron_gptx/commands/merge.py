@@ -1,6 +1,6 @@
 """Join token datasets to one: the documents of the first, then those of the second, and so on.
 
-tools/merge_datasets.py data/books data/code --output-prefix data/all
+%(prog)s data/books data/code --output-prefix data/all
 """
 
 import argparse
@@ -11,10 +11,10 @@ from megatron_gptx.config.errors import UserError, describe
 from megatron_gptx.data.combine import merge
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Run the tool; return its exit status."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("prefix", type=Path, nargs="+", help="PREFIX of PREFIX.bin and PREFIX.idx")
     parser.add_argument("--output-prefix", type=Path, required=True, metavar="PREFIX")

@@ -9,11 +9,14 @@ from megatron_gptx.config.load import load
 from megatron_gptx.costs.plan import make_plan
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument(
-        "config", type=Path, nargs="+", help="YAML file to plan for; later ones override"
+        "config",
+        type=Path,
+        nargs="+",
+        help="YAML file, or the name of a shipped one such as 1B; later ones override",
     )
     parser.add_argument(
         "--set",

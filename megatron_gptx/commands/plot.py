@@ -7,8 +7,8 @@ from pathlib import Path
 from megatron_gptx.config.errors import UserError, why
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
     parser.add_argument("--output", type=Path, help="picture to write (RUN_DIR/loss.png)")
     parser.add_argument(
@@ -38,7 +38,12 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
 
 def draw(runs: dict[Path, list[dict[str, float]]], output: Path, entropy: float | None) -> None:
     """Write a picture of training and validation loss over tokens."""
-    import matplotlib
+    try:
+        import matplotlib  # an extra
+    except ImportError:
+        raise UserError(
+            "a picture needs the package matplotlib: pip install 'megatron_gptx[gpu]'"
+        ) from None
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt

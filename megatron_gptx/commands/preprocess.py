@@ -5,9 +5,9 @@ other file is one document. Files are looked into, and may be compressed (.gz, .
 folder stands for the files below it that match --glob. URLs, wildcards, datasets:NAME of the
 `datasets` library, and - for lines from standard input are inputs as well.
 
-    tools/preprocess_data.py corpus.jsonl --tokenizer tokenizer.json --output-prefix data/corpus \\
+    %(prog)s corpus.jsonl --tokenizer tokenizer.json --output-prefix data/corpus \\
         --append-eod --workers 8
-    tools/preprocess_data.py src/ --glob '*.py' --tokenizer tokenizer.json --output-prefix data/src
+    %(prog)s src/ --glob '*.py' --tokenizer tokenizer.json --output-prefix data/src
 
 Stopped, by whatever, it goes on where it was when the same command is given again.
 """
@@ -51,9 +51,9 @@ _NO_EFFECT = (
 )
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Run the tool; return its exit status."""
-    args = _parser().parse_args(argv)
+    args = _parser(prog).parse_args(argv)
     for name in _NO_EFFECT:
         if getattr(args, name[2:].replace("-", "_")) is not None:
             print(f"{name} has no effect here", file=sys.stderr)
@@ -220,9 +220,9 @@ def _print_summary(
         )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("input", nargs="*", help="files, folders, wildcards, URLs, or -")
     parser.add_argument(

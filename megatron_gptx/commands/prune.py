@@ -1,6 +1,6 @@
 """Delete the checkpoints of a run that need not be kept: never the one that it would resume from.
 
-tools/prune_checkpoints.py runs/1B --keep-last 2 --keep-every 10000 --keep-step 5000 --dry-run
+%(prog)s runs/1B --keep-last 2 --keep-every 10000 --keep-step 5000 --dry-run
 
 A run that is training is left alone: it prunes for itself, by its `checkpoint` options.
 """
@@ -21,9 +21,9 @@ from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.training import CheckpointConfig
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Run the tool; return its exit status."""
-    args = _parser().parse_args(argv)
+    args = _parser(prog).parse_args(argv)
     options = CheckpointConfig(
         keep_last=args.keep_last, keep_every=args.keep_every, keep_steps=args.keep_step
     )
@@ -63,9 +63,9 @@ def _prune(run_dir: Path, options: CheckpointConfig, *, dry_run: bool) -> int:
     return 1 if failed else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run_dir", type=Path)
     parser.add_argument(

@@ -2,8 +2,8 @@
 
 The shares are those of `data.split`, and fall between the same documents.
 
-tools/split_dataset.py data/all --shares 969,30,1
-tools/split_dataset.py data/all --shares 9,1 --names most,rest --output-prefix data/parts
+%(prog)s data/all --shares 969,30,1
+%(prog)s data/all --shares 9,1 --names most,rest --output-prefix data/parts
 """
 
 import argparse
@@ -16,9 +16,9 @@ from megatron_gptx.data.combine import Piece, write_pieces
 from megatron_gptx.data.indexed_dataset import IndexedDataset
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Run the tool; return its exit status."""
-    args = _parser().parse_args(argv)
+    args = _parser(prog).parse_args(argv)
     try:
         shares, names = _named_shares(args.shares, args.names)
         dataset = IndexedDataset(args.prefix)
@@ -60,9 +60,9 @@ def _named_shares(shares: str, names: str) -> tuple[str, list[str]]:
     return shares, given[: len(values)]
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("prefix", type=Path, help="PREFIX of PREFIX.bin and PREFIX.idx")
     parser.add_argument("--shares", required=True, help="shares of the documents, such as 969,30,1")

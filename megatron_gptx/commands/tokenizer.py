@@ -1,11 +1,11 @@
 """Learn a vocabulary from raw text, and write it as a tokenizer.json.
 
-Inputs are those of tools/preprocess_data.py. The byte-level BPE is for every text, and the same
+Inputs are those of `gptx preprocess`. The byte-level BPE is for every text, and the same
 inputs give the same file; WordPiece loses white space; the library breaks ties of WordPiece and
 Unigram at random.
 
-    tools/train_tokenizer.py corpus.jsonl --vocab-size 22000 --output data/tokenizer.json
-    tools/train_tokenizer.py corpus.jsonl --model wordpiece --vocab-size 22000 --output data/wp.json
+    %(prog)s corpus.jsonl --vocab-size 22000 --output data/tokenizer.json
+    %(prog)s corpus.jsonl --model wordpiece --vocab-size 22000 --output data/wp.json
 """
 
 import argparse
@@ -25,9 +25,9 @@ from megatron_gptx.tokenizer.build import load_tokenizer
 from megatron_gptx.tokenizer.train import train_byte_level_bpe, train_unigram, train_wordpiece
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Run the tool; return its exit status."""
-    args = _parser().parse_args(argv)
+    args = _parser(prog).parse_args(argv)
     try:
         passed_over: list[str] = []
         files = find_files(
@@ -98,9 +98,9 @@ def _texts(files: list[InputFile], account: Account, json_key: str) -> Iterator[
         yield from read_unit(unit, account, Reading(json_key))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("input", nargs="*", help="files and folders")
     parser.add_argument(

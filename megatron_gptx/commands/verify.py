@@ -3,7 +3,7 @@
 Sizes and pointers, ids below the vocabulary, the end of every document, checksums, and the
 tokenizer: as far as PREFIX.d/manifest.json or an option tells what they should be.
 
-tools/verify_dataset.py data/train data/valid --tokenizer data/tokenizer.json
+%(prog)s data/train data/valid --tokenizer data/tokenizer.json
 """
 
 import argparse
@@ -23,9 +23,9 @@ from megatron_gptx.data.verify import Expected, all_problems
 from megatron_gptx.tokenizer.build import load_tokenizer
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Run the tool; return its exit status."""
-    args = _parser().parse_args(argv)
+    args = _parser(prog).parse_args(argv)
     try:
         return _verify(args)
     except KeyboardInterrupt:
@@ -81,9 +81,9 @@ def _verify(args: argparse.Namespace) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("prefix", type=Path, nargs="+", help="PREFIX of PREFIX.bin and PREFIX.idx")
     parser.add_argument(

@@ -1,15 +1,39 @@
 """Where the tokens come from, and how documents become samples."""
 
 import math
+import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
-from megatron_gptx.config.section import Problem, Section
+from megatron_gptx.config.errors import show
+from megatron_gptx.config.paths import GivenPath, expand_given
+from megatron_gptx.config.section import Check, Problem, Section
 
 Packing = Literal["stream", "until_overflow", "document"]
-Blend = str | dict[str, float]
+
+
+def _expand_blend(blend: str | dict[str, float]) -> str | dict[str, float]:
+    if isinstance(blend, str):
+        return expand_given(blend)
+    return {expand_given(prefix): weight for prefix, weight in blend.items()}
+
+
+def _expand_named(valid: "Named") -> Any:
+    """Expand the paths of a blend, or those of several blends with names."""
+    if isinstance(valid, str) or not any(isinstance(v, str | dict) for v in valid.values()):
+        return _expand_blend(valid)  # type: ignore[arg-type]
+    return {name: _expand_blend(blend) for name, blend in valid.items()}  # type: ignore[arg-type]
+
+
+def _expand_labels(labels: dict[str, str]) -> dict[str, str]:
+    return {expand_given(prefix): expand_given(other) for prefix, other in labels.items()}
+
+
+Blend = Annotated[str | dict[str, float], AfterValidator(_expand_blend)]
+Named = str | dict[str, float | str | dict[str, float]]
+Labels = Annotated[dict[str, str], AfterValidator(_expand_labels)]
 
 
 class FillInTheMiddleConfig(Section):
@@ -30,24 +54,25 @@ class FillInTheMiddleConfig(Section):
 
 
 class DataConfig(Section):
-    """Token datasets made by tools/preprocess_data.py, and how they become samples."""
+    """Token datasets made by `gptx preprocess`, and how they become samples."""
 
     train: Blend | None = Field(
         None,
         description="Prefix of the training dataset (PREFIX.bin and PREFIX.idx), or a mapping of "
         "several prefixes to weights: samples of each, in proportion.",
     )
-    valid: Blend | None = Field(
+    valid: Annotated[Named, AfterValidator(_expand_named)] | None = Field(
         None,
-        description="Prefix or weighted prefixes of the validation data; not together with "
-        "`split`.",
+        description="Prefix or weighted prefixes of the validation data, or a mapping of names to "
+        "such data, each of which gets a loss of its own: `{code: data/c, prose: {data/p: 1, "
+        "data/q: 2}}`; not together with `split`.",
     )
     split: str | None = Field(
         None,
         description="Shares of `train`'s documents for training, validation and test, such as "
         "'969,30,1', taken of each dataset; not together with `valid`.",
     )
-    labels: dict[str, str] = Field(
+    labels: Labels = Field(
         default_factory=dict,
         description="Prefix of a dataset to the prefix of another one of the same lengths, which "
         "says what is to be learned at each of its tokens: an id, or -100 for nothing.",
@@ -68,9 +93,9 @@ class DataConfig(Section):
         "before it; part of `isolate_documents`.",
     )
     fill_in_the_middle: FillInTheMiddleConfig = Field(default_factory=FillInTheMiddleConfig)
-    tokenizer: str | None = Field(
+    tokenizer: GivenPath | None = Field(
         None,
-        description="What tools/preprocess_data.py takes as `--tokenizer`: tokenizer.json, GPT-2's "
+        description="What `gptx preprocess` takes as `--tokenizer`: tokenizer.json, GPT-2's "
         "vocab.json (or VOCABULARY,MERGES), NAME.model, tiktoken's ranks, tekken.json, a folder, "
         "NAME[@REVISION] of the Hugging Face hub, or `bytes`. For generation, for checking "
         "vocab_size, and for the ids of `fill_in_the_middle`.",
@@ -78,26 +103,48 @@ class DataConfig(Section):
     prefetch: int = Field(
         2,
         ge=0,
+        le=100_000,
         description="Steps a background thread reads ahead, or groups of 65,536 tokens where a "
         "step has fewer; 0 reads in line.",
     )
 
-    @field_validator("train", "valid", mode="before")
+    @field_validator("valid", mode="before")
+    @classmethod
+    def _valid_is_a_blend_or_named_ones(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not any(
+            isinstance(v, str | dict) for v in value.values()
+        ):
+            return cls._blend_is_a_prefix_or_weights(value)
+        for name, blend in value.items():
+            if not isinstance(blend, str | dict):
+                raise ValueError(
+                    f"either all values are weights, or all are datasets, but {name} is {blend!r}"
+                )
+            if not re.fullmatch(r"[A-Za-z0-9_.-]+", str(name)):
+                raise ValueError(
+                    f"a name should be of letters, digits and _ . - only, got {name!r}"
+                )
+            cls._blend_is_a_prefix_or_weights(blend)
+        return value
+
+    @field_validator("train", mode="before")
     @classmethod
     def _blend_is_a_prefix_or_weights(cls, value: Any) -> Any:
         if value is None or isinstance(value, str):
             return value
         if not isinstance(value, dict):
             raise ValueError(
-                f"input should be the prefix of a dataset or a mapping of prefixes to weights, "
-                f"got {value!r}"
+                f"should be the prefix of a dataset or a mapping of prefixes to weights, "
+                f"got {show(value)}"
             )
         if not value:
             raise ValueError("a blend needs at least one dataset, such as {data/code: 0.5}")
         for prefix, weight in value.items():
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
             if not number or not 0 < weight < math.inf:
-                raise ValueError(f"the weight of {prefix} should be a number above 0, got {weight}")
+                raise ValueError(
+                    f"the weight of {prefix} should be a number above 0, got {show(weight)}"
+                )
         return value
 
     @field_validator("split")
@@ -115,19 +162,31 @@ class DataConfig(Section):
             )
         return split
 
-    def problems(self) -> Iterator[Problem]:
-        """Yield options that contradict each other, and those that lack another one."""
+    def checks(self) -> tuple[Check, ...]:
+        """Return what looks for contradictions, and for options that lack another one."""
+        return self._split_or_valid, self._labels_have_datasets, self._infilling
+
+    def _split_or_valid(self) -> Iterator[Problem]:
         if self.split is not None and self.valid is not None:
             yield Problem("split", "give either valid or split, not both")
+
+    def _labels_have_datasets(self) -> Iterator[Problem]:
         known = {**self.train_weights, **self.valid_weights}
         for prefix in self.labels:
             if prefix not in known:
                 yield Problem(
-                    "labels", f"{prefix} is in neither train nor valid: {', '.join(known) or '-'}"
+                    "labels",
+                    f"{prefix} is a dataset of neither data.train nor data.valid; those are "
+                    f"{', '.join(known) or 'not set'}",
                 )
+
+    def _infilling(self) -> Iterator[Problem]:
         if self.fill_in_the_middle.rate:
             if self.tokenizer is None:
-                yield Problem("fill_in_the_middle.rate", "needs the ids of data.tokenizer: set it")
+                yield Problem(
+                    "fill_in_the_middle.rate",
+                    "needs data.tokenizer, for the ids of its tokens: set it",
+                )
             if self.labels:
                 yield Problem(
                     "fill_in_the_middle.rate",
@@ -141,9 +200,27 @@ class DataConfig(Section):
         return _weights(self.train)
 
     @property
+    def valid_sets(self) -> dict[str, dict[str, float]]:
+        """Each validation set's datasets and their weights by its name; "" where it has none."""
+        if not isinstance(self.valid, dict):
+            return {} if self.valid is None else {"": _weights(self.valid)}
+        named: dict[str, dict[str, float]] = {}
+        weights: dict[str, float] = {}
+        for name, value in self.valid.items():
+            if isinstance(value, str | dict):
+                named[name] = _weights(value)
+            else:
+                weights[name] = value
+        return named or {"": weights}
+
+    @property
     def valid_weights(self) -> dict[str, float]:
-        """The validation datasets and their weights; empty where there are none."""
-        return _weights(self.valid)
+        """The datasets of all validation sets, and their weights; empty where there are none."""
+        return {
+            prefix: weight
+            for weights in self.valid_sets.values()
+            for prefix, weight in weights.items()
+        }
 
 
 def _weights(blend: Blend | None) -> dict[str, float]:

@@ -23,12 +23,20 @@ which win over all files:
 ./deepy.py train.py configs/1B.yml configs/overlays/one-gpu.yml --set optimizer.lr=1e-4
 ```
 
+- A name that is no file here is looked up among the configurations that come with the package:
+  `configs/1B.yml`, or `1B`.
 - Sections are merged key by key; every other value, lists included, is replaced as a whole.
 - Numbers may be written `100000`, `1e5` or `3e-4`. `true` and `false` are the only booleans: `on`,
   `off`, `yes` and `no` are text. The text after `=` in `--set` is read by the same rules, so lists
   work too: `--set parallel.boundaries=[11]`.
-- Unknown options, values of a wrong type, keys given twice and options that contradict each other
-  are all reported before anything starts, each with its file and line.
+- Relative paths start at the folder in which the command runs, not at the file that names them. `~`
+  at the start of a path is the home folder, also in `--set`. Variables such as `$SCRATCH` are
+  refused, since a configuration should mean the same for everyone: a shell may replace them, as in
+  `--set output.run_dir=$SCRATCH/run`.
+- Unknown options, values of a wrong type, keys given twice, options that contradict each other,
+  missing datasets, ids outside the vocabulary, a run folder with another model's checkpoint,
+  unknown hosts and a port in use are all reported at once before anything starts, each with its
+  file and line. `--dry-run` makes the same checks and ends with the same status, 2.
 - The first line of each file in `configs/` lets editors that know the YAML language server complete
   and check options.
 
@@ -111,7 +119,7 @@ def _describe(kind: Any, bounds: list[Any]) -> str:
         return _describe(kind, [*_metadata(inner), *bounds])
     if get_origin(kind) in (Union, types.UnionType):
         choices = [choice for choice in get_args(kind) if choice is not type(None)]
-        text = " or ".join(_describe(choice, bounds) for choice in choices)
+        text = " or ".join(dict.fromkeys(_describe(choice, bounds) for choice in choices))
         return f"{text}, or null" if len(choices) < len(get_args(kind)) else text
     if get_origin(kind) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(kind))

@@ -1,7 +1,7 @@
 """Every option of the schema, with its path: what loader, documentation and tests walk over."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -40,4 +40,7 @@ def walk_sections(
 def subsection(field: FieldInfo) -> type[Section] | None:
     """Return the section that a field holds, or None where it holds a value."""
     kind = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+    # Python 3.10 calls list[int] a type as well, and issubclass then raises.
+    if get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, Section):
+        return kind
+    return None

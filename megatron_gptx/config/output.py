@@ -1,15 +1,21 @@
 """What a run leaves behind, and how it generates text."""
 
+from collections.abc import Iterator
+
 from pydantic import Field
 
-from megatron_gptx.config.section import Section
+from megatron_gptx.config.paths import PathText
+from megatron_gptx.config.section import Check, Problem, Section
 
 
 class OutputConfig(Section):
     """The run folder."""
 
-    run_dir: str = Field(
-        "runs/default", description="Folder for config, metrics, logs and checkpoints."
+    run_dir: PathText = Field(
+        "",
+        description="Folder for config, metrics, logs and checkpoints, such as `runs/1B`. A launch "
+        "needs one, and every experiment its own: a start in a folder with checkpoints goes on "
+        "from them.",
     )
 
 
@@ -18,18 +24,43 @@ class LoggingConfig(Section):
 
     tensorboard: bool = Field(False, description="Write TensorBoard events to RUN_DIR/tensorboard.")
     wandb: bool = Field(
-        False, description="Log to Weights & Biases; offline where no API key is set."
+        False,
+        description="Log to Weights & Biases. wandb decides whether online: by `wandb login`, "
+        "WANDB_API_KEY and WANDB_MODE; offline where it has no key or no connection. All starts of "
+        "a run are one wandb run, whose id is in RUN_DIR/wandb-id.",
     )
     wandb_project: str = Field("gptx", description="Weights & Biases project.")
+    wandb_name: str | None = Field(
+        None, description="Name of the wandb run; null means WANDB_NAME, or the run folder's name."
+    )
+    wandb_group: str | None = Field(None, description="Group of the wandb run.")
+    wandb_tags: list[str] = Field([], description="Tags of the wandb run.")
 
 
 class GenerationConfig(Section):
     """How `generate.py` continues a prompt."""
 
     max_new_tokens: int = Field(128, gt=0, description="Tokens to add at most.")
-    temperature: float = Field(1.0, ge=0, description="Softmax temperature; 0 is greedy.")
+    temperature: float = Field(
+        1.0,
+        ge=0,
+        le=1000,
+        description="Softmax temperature; 0 is greedy, and nothing else below 0.0001 is taken.",
+    )
     top_k: int | None = Field(None, gt=0, description="Sample among the k likeliest tokens.")
     top_p: float | None = Field(
         None, gt=0, le=1, description="Sample among the likeliest tokens of this total probability."
     )
     seed: int = Field(0, ge=0, description="Seed of the samples.")
+
+    def checks(self) -> tuple[Check, ...]:
+        """Return what looks for a temperature that float32 cannot divide logits by."""
+        return (self._temperature,)
+
+    def _temperature(self) -> Iterator[Problem]:
+        if 0 < self.temperature < 1e-4:
+            yield Problem(
+                "temperature",
+                f"{self.temperature:g} is so close to 0 that dividing by it overflows; use 0, "
+                "which takes the likeliest token, or 0.0001 and more",
+            )

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from megatron_gptx.config.section import Problem, Section
+from megatron_gptx.config.paths import GivenPath
+from megatron_gptx.config.section import Check, Problem, Section
 
 
 class ParallelConfig(Section):
@@ -35,20 +36,27 @@ class ParallelConfig(Section):
         description="Move optimizer state (ZeRO 2 or 3), or weights too (ZeRO 3), to host memory.",
     )
 
-    def problems(self) -> Iterator[Problem]:
-        """Yield combinations that DeepSpeed cannot run and boundaries that miss the stages."""
+    def checks(self) -> tuple[Check, ...]:
+        """Return what looks for combinations that DeepSpeed cannot run, and for lost stages."""
+        return self._zero_with_stages, self._offload, self._boundaries
+
+    def _zero_with_stages(self) -> Iterator[Problem]:
         if self.zero_stage >= 2 and self.pipeline_stages > 1:
             yield Problem(
                 "zero_stage",
                 f"zero_stage {self.zero_stage} does not work with pipeline_stages "
                 f"{self.pipeline_stages}; use zero_stage 0 or 1, or one stage",
             )
+
+    def _offload(self) -> Iterator[Problem]:
         least = {"none": 0, "optimizer": 2, "all": 3}[self.offload]
         if self.zero_stage < least:
             yield Problem(
                 "offload",
                 f"offload {self.offload!r} needs zero_stage {least} or more, got {self.zero_stage}",
             )
+
+    def _boundaries(self) -> Iterator[Problem]:
         if self.boundaries is not None and len(self.boundaries) != self.pipeline_stages - 1:
             yield Problem(
                 "boundaries",
@@ -68,7 +76,7 @@ class LaunchConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="`auto` takes GPUs where there are enough, else the CPU."
     )
-    hostfile: str | None = Field(
+    hostfile: GivenPath | None = Field(
         None, description="DeepSpeed hostfile of several nodes (`name slots=N` lines)."
     )
     launcher: Literal["pdsh", "openmpi", "mpich", "impi", "mvapich", "slurm"] = Field(
@@ -92,12 +100,16 @@ class LaunchConfig(Section):
     timeout_seconds: int = Field(
         1800,
         gt=0,
+        le=10_000_000,
         description="How long a step, a save, a load or the evaluation of a batch may last before "
         "the run is ended, naming the rank that holds it up.",
     )
 
-    def problems(self) -> Iterator[Problem]:
-        """Yield arguments that are no words."""
+    def checks(self) -> tuple[Check, ...]:
+        """Return what looks for arguments that are no words."""
+        return (self._arguments,)
+
+    def _arguments(self) -> Iterator[Problem]:
         try:
             shlex.split(self.launcher_args)
         except ValueError as error:

@@ -14,7 +14,7 @@ from megatron_gptx.config.ops import OpsConfig
 from megatron_gptx.config.output import GenerationConfig, LoggingConfig, OutputConfig
 from megatron_gptx.config.parallel import LaunchConfig, ParallelConfig
 from megatron_gptx.config.secrets import names_secret
-from megatron_gptx.config.section import Problem, Section
+from megatron_gptx.config.section import Check, Problem, Section
 from megatron_gptx.config.training import (
     CheckpointConfig,
     EvaluationConfig,
@@ -58,13 +58,19 @@ SHARED_SECTIONS = ("zero_optimization", "fp16", "bf16", "pipeline")
 # DeepSpeed's other options: it accepts any key, and ignores one that is misspelt.
 PASSED_ON = (
     *SHARED_SECTIONS,
-    *("prescale_gradients", "gradient_predivide_factor", "sparse_gradients"),
+    *("prescale_gradients", "gradient_predivide_factor"),
     *("communication_data_type", "seq_parallel_communication_data_type", "steps_per_print"),
     *("wall_clock_breakdown", "dump_state", "memory_breakdown", "flops_profiler", "comms_logger"),
-    *("csv_monitor", "comet", "aio", "compile", "data_efficiency", "curriculum_learning"),
-    *("progressive_layer_drop", "eigenvalue", "quantize_training", "compression_training"),
-    *("sparse_attention", "use_node_local_storage", "timers", "zero_force_ds_cpu_optimizer"),
-    *("disable_allgather", "graph_harvesting", "hybrid_engine", "autotuning"),
+    *("csv_monitor", "comet", "aio", "compile", "data_efficiency", "use_node_local_storage"),
+    *("timers", "zero_force_ds_cpu_optimizer", "disable_allgather", "hybrid_engine", "autotuning"),
+)
+
+# What DeepSpeed once had: a rank that finds one of them ends with DeepSpeed's own error.
+REMOVED = (
+    *("nebula", "compression_training", "quantize_training", "sparse_gradients", "eigenvalue"),
+    *("sparse_attention", "graph_harvesting", "curriculum_learning", "progressive_layer_drop"),
+    *("zero_optimization.mics_shard_size", "zero_optimization.mics_hierarchical_params_gather"),
+    "zero_optimization.zeropp_loco_param",
 )
 
 
@@ -95,47 +101,79 @@ class Config(Section):
         description="Handed to DeepSpeed as it is, except for keys that an option here decides.",
     )
 
-    def problems(self) -> Iterator[Problem]:
-        """Yield contradictions between sections."""
+    def checks(self) -> tuple[Check, ...]:
+        """Return what looks for contradictions between sections."""
+        return (
+            self._batch_sizes,
+            self._empty_stages,
+            self._boundaries,
+            self._warmup,
+            self._check_replicas,
+            self._keep_best,
+            self._deepspeed_keys,
+            self._deepspeed_refused,
+            self._deepspeed_owned,
+        )
+
+    def _batch_sizes(self) -> Iterator[Problem]:
         try:
             _ = self.batch
         except ValueError as error:
             yield Problem("training.global_batch_size", str(error))
-        yield from self._empty_stages()
+
+    def _warmup(self) -> Iterator[Problem]:
         if self.training.steps and self.schedule.warmup_steps >= self.training.steps:
             yield Problem(
                 "schedule.warmup_steps",
                 f"warmup_steps {self.schedule.warmup_steps} leaves none of the "
                 f"{self.training.steps} training.steps",
             )
+
+    def _check_replicas(self) -> Iterator[Problem]:
         if self.training.check_replicas and self.parallel.zero_stage == 3:
             yield Problem(
                 "training.check_replicas",
                 "with parallel.zero_stage 3 no two ranks hold the same weights; leave it out",
             )
-        yield from self._deepspeed_problems()
 
-    def _deepspeed_problems(self) -> Iterator[Problem]:
+    def _keep_best(self) -> Iterator[Problem]:
+        measured = self.data.valid is not None or self.data.split is not None
+        if self.checkpoint.keep_best and not (measured and self.evaluation.interval):
+            yield Problem(
+                "checkpoint.keep_best",
+                "no validation loss is measured during the run: set evaluation.interval, and "
+                "data.valid or data.split",
+            )
+
+    def _deepspeed_keys(self) -> Iterator[Problem]:
         owned = {key.partition(".")[0] for key in OWNED_BY_OPTIONS}
         for key, value in self.deepspeed.items():
             near = get_close_matches(key, PASSED_ON, n=1, cutoff=0.8)
-            if near and key not in (*PASSED_ON, *owned):
+            if near and key not in (*PASSED_ON, *REMOVED, *owned):
                 yield Problem(f"deepspeed.{key}", f"unknown key; did you mean {near[0]!r}?")
             if key in SHARED_SECTIONS and not isinstance(value, dict):
                 yield Problem(f"deepspeed.{key}", f"expected a section with options, got {value!r}")
+
+    def _deepspeed_refused(self) -> Iterator[Problem]:
         for key in _keys(self.deepspeed):
+            if key in REMOVED:
+                yield Problem(f"deepspeed.{key}", "DeepSpeed has removed this; leave it out")
             if names_secret(key.rpartition(".")[2]):
                 yield Problem(
                     f"deepspeed.{key}",
                     "configurations are saved and shown in process lists; hand secrets over in the "
                     "environment",
                 )
+
+    def _deepspeed_owned(self) -> Iterator[Problem]:
         for key, option in OWNED_BY_OPTIONS.items():
             found: Any = self.deepspeed
             for part in key.split("."):
                 found = found.get(part) if isinstance(found, dict) else None
             if found is not None:
-                yield Problem(f"deepspeed.{key}", f"decided by {option}; set that instead")
+                yield Problem(
+                    f"deepspeed.{key}", f"is decided by the option {option}; set that instead"
+                )
 
     def _empty_stages(self) -> Iterator[Problem]:
         layers, stages = self.model.num_pipeline_layers, self.parallel.pipeline_stages
@@ -145,7 +183,9 @@ class Config(Section):
                 f"{stages} stages for the {layers} layers of the model ({self.model.num_layers} "
                 "blocks, the embedding and the head) would leave a stage empty",
             )
-        inner = self.parallel.boundaries or []
+
+    def _boundaries(self) -> Iterator[Problem]:
+        layers, inner = self.model.num_pipeline_layers, self.parallel.boundaries or []
         edges = [0, *inner, layers]
         if inner and any(a >= b for a, b in pairwise(edges)):
             yield Problem(

@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from megatron_gptx.config.section import Problem, Section
+from megatron_gptx.config.errors import show
+from megatron_gptx.config.section import Check, Problem, Section
 
 Precision = Literal["fp32", "bf16", "fp16"]
+STARTS = ("auto", "intact", "fresh")
 
 
 class TrainingConfig(Section):
@@ -20,6 +22,7 @@ class TrainingConfig(Section):
     epochs: float | None = Field(
         None,
         gt=0,
+        le=1_000_000,
         description="Passes over the training data instead of steps; a blend's pass has as many "
         "samples as its datasets have together.",
     )
@@ -58,8 +61,11 @@ class TrainingConfig(Section):
         "are compared before each save too. null never does.",
     )
 
-    def problems(self) -> Iterator[Problem]:
-        """Yield a run of no stated length, or of two."""
+    def checks(self) -> tuple[Check, ...]:
+        """Return what looks for a run of no stated length, or of two."""
+        return (self._length,)
+
+    def _length(self) -> Iterator[Problem]:
         if self.steps is None and self.epochs is None:
             yield Problem("steps", "required option is missing: give steps, or epochs")
         if self.steps is not None and self.epochs is not None:
@@ -69,15 +75,15 @@ class TrainingConfig(Section):
 class OptimizerConfig(Section):
     """AdamW. Weight decay never touches gates, norms and biases."""
 
-    lr: float = Field(gt=0, description="Peak learning rate.")
+    lr: float = Field(gt=0, le=1_000_000, description="Peak learning rate.")
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
         [0.9, 0.95], min_length=2, max_length=2, description="Decay of the two moments."
     )
-    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
+    eps: float = Field(1e-8, ge=1e-30, le=1, description="Added to the root of the second moment.")
     weight_decay: float = Field(0.1, ge=0, description="Decoupled decay of weight matrices.")
     decay_embeddings: bool = Field(False, description="Decay embedding tables as well.")
     gradient_clipping: float | None = Field(
-        1.0, gt=0, description="Largest global gradient norm; null does not clip."
+        1.0, ge=1e-12, description="Largest global gradient norm; null does not clip."
     )
 
 
@@ -122,11 +128,28 @@ class CheckpointConfig(Section):
         description="What a checkpoint that cannot be written does to the run; the last one always "
         "ends it with an error.",
     )
-    start: Literal["auto", "intact", "fresh"] = Field(
+    keep_best: bool = Field(
+        False,
+        description="Save at each evaluation whose validation loss is the best so far, and keep "
+        "the best checkpoint; it needs `evaluation.interval`.",
+    )
+    start: str = Field(
         "auto",
         description="`auto` resumes from the newest checkpoint in the run folder if there is one, "
         "and stops where that is damaged; `intact` passes over damaged ones; `fresh` refuses to "
-        "start where there is one, but for those that its own restarts and SLURM's find.",
+        "start where there is one, but for those that its own restarts and SLURM's find; `step-N` "
+        "goes back to the checkpoint of step N, once for all restarts of a launch.",
+    )
+    accept_changes: bool = Field(
+        False,
+        description="Resume although seed, training data, split or tokenizer have changed since "
+        "the checkpoint, which mixes two experiments.",
+    )
+    initialize_from: str | None = Field(
+        None,
+        min_length=1,
+        description="Another run's folder, or one of its checkpoints: a run without a checkpoint "
+        "of its own starts from those weights, at step 0 and with a fresh optimizer.",
     )
     upload: str | None = Field(
         None,
@@ -135,13 +158,38 @@ class CheckpointConfig(Section):
         "background; credentials come from the environment. Nothing is deleted there.",
     )
 
-    def problems(self) -> Iterator[Problem]:
-        """Yield a URL that may hold a secret: configurations are saved and shown."""
+    @field_validator("start")
+    @classmethod
+    def _start_is_a_word_or_a_step(cls, start: str) -> str:
+        if start in STARTS or re.fullmatch(r"step-[0-9]{1,18}", start):
+            return start
+        raise ValueError(
+            f"should be {', '.join(map(repr, STARTS))} or a step such as 'step-5000', got {start!r}"
+        )
+
+    @property
+    def start_step(self) -> int | None:
+        """The step whose checkpoint a start goes back to, or None where it names none."""
+        return None if self.start in STARTS else int(self.start.removeprefix("step-"))
+
+    @property
+    def begins(self) -> bool:
+        """Whether a start begins something that only its own restarts go on with."""
+        return self.start not in ("auto", "intact")
+
+    def checks(self) -> tuple[Check, ...]:
+        """Return what looks for a URL with a secret in it: configurations are saved and shown."""
+        return (self._upload,)
+
+    def _upload(self) -> Iterator[Problem]:
         if self.upload and re.search(r"://[^/@]*:.*@|[?]", self.upload):
             yield Problem(
                 "upload",
                 "a URL must hold no password and no query: hand secrets over in the environment",
             )
+
+
+_DEFAULT_BATCHES = 16
 
 
 class EvaluationConfig(Section):
@@ -150,7 +198,24 @@ class EvaluationConfig(Section):
     interval: int | None = Field(
         None, gt=0, description="Steps between evaluations; null only evaluates at the end."
     )
-    batches: int = Field(16, gt=0, description="Global batches per evaluation.")
+    batches: Annotated[int, Field(gt=0)] | Literal["all"] | None = Field(
+        None,
+        description="Global batches per evaluation; `all` takes the whole validation data once. "
+        "null takes 16 in training, and in `evaluate.py` what the run took in training.",
+    )
+
+    @field_validator("batches", mode="before")
+    @classmethod
+    def _batches_are_a_number_or_all(cls, value: Any) -> Any:
+        number = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if not number and value not in ("all", None):
+            raise ValueError(f"should be a whole number above 0, or all, got {show(value)}")
+        return value
+
+    @property
+    def training_batches(self) -> int | Literal["all"]:
+        """How many batches an evaluation of a training run takes."""
+        return self.batches or _DEFAULT_BATCHES
 
 
 class GuardConfig(Section):

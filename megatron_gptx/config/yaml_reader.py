@@ -5,6 +5,7 @@ turns `off` into False, reads `3e-4` as a string and forgets where a value stood
 YAML 1.2 core schema; nothing in a file can construct an object.
 """
 
+import codecs
 import difflib
 import math
 import re
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+
+from megatron_gptx.config.syntax import describe_syntax
 
 # A configuration is a page of text; the bounds stop a wrong file, or one made of nested aliases
 # that expands to billions of values, before it fills the memory.
@@ -163,7 +166,7 @@ def _read_text(path: Path) -> str:
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise UnreadableError(Place(source), f"no such file{_similar_file(path)}") from None
+        raise UnreadableError(Place(source), _missing_file(path)) from None
     except IsADirectoryError:
         raise UnreadableError(
             Place(source), "this is a directory; name a YAML file in it"
@@ -171,9 +174,15 @@ def _read_text(path: Path) -> str:
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise UnreadableError(Place(source), f"cannot be read: {reason}") from None
+    if b"\0" in data and not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UnreadableError(
+            Place(source), "this is a binary file, not text; name a YAML file with sections"
+        )
     if len(data) > MAX_BYTES:
         raise UnreadableError(
-            Place(source), f"this is no configuration: larger than {MAX_BYTES // 1024} KiB"
+            Place(source),
+            f"this file is larger than {MAX_BYTES // 1024} KiB, which no configuration is; name a "
+            "YAML file with sections",
         )
     try:
         return data.decode("utf-8-sig")
@@ -183,14 +192,16 @@ def _read_text(path: Path) -> str:
         raise UnreadableError(Place(source, line), message) from None
 
 
-def _similar_file(path: Path) -> str:
+def _missing_file(path: Path) -> str:
+    # A relative path is relative to the folder in which the command runs.
+    message = "no such file" if path.is_absolute() else f"no such file in {Path.cwd()}"
     try:
         names = [found for found in path.parent.iterdir() if found.suffix in {".yml", ".yaml"}]
     except (OSError, ValueError):
-        return ""
+        return message
     by_stem = {found.stem: found for found in names}
     stem = closest(path.stem, by_stem) or closest(path.name, by_stem)
-    return f"; did you mean {by_stem[stem]}?" if stem else ""
+    return f"{message}; did you mean {by_stem[stem]}?" if stem else message
 
 
 def _compose(text: str, source: str) -> yaml.Node | None:
@@ -203,30 +214,13 @@ def _compose(text: str, source: str) -> yaml.Node | None:
     try:
         return loader.get_single_node()
     except yaml.MarkedYAMLError as error:
-        raise _syntax_problem(error, text, source) from None
+        line, message = describe_syntax(error, text)
+        raise UnreadableError(_place(source, line), message) from None
     except RecursionError:
-        raise UnreadableError(Place(source), "values are nested too deeply") from None
+        line = loader.line + 1  # where the parser gave up
+        raise UnreadableError(_place(source, line), "values are nested too deeply") from None
     finally:
         loader.dispose()
-
-
-def _syntax_problem(error: yaml.MarkedYAMLError, text: str, source: str) -> UnreadableError:
-    mark = error.problem_mark or error.context_mark
-    line = mark.line + 1 if mark else 1
-    # PyYAML may notice a tab only at the colon behind it, or not call it by its name.
-    lines = text.splitlines()[:line]
-    tabs = [number for number, found in enumerate(lines, 1) if re.match(r" *\t", found)]
-    if "'\\t'" in (error.problem or "") or (tabs and tabs[-1] == line):
-        return UnreadableError(_place(source, line), "found a tab; YAML is indented with spaces")
-    if isinstance(error, yaml.composer.ComposerError) and "single document" in (
-        error.context or ""
-    ):
-        message = "a second document starts here; keep one per file"
-        return UnreadableError(_place(source, line), message)
-    parts = [part for part in (error.context, error.problem) if part]
-    if error.context_mark and error.context_mark.line + 1 != line:
-        parts[0] += f" that starts on line {error.context_mark.line + 1}"
-    return UnreadableError(_place(source, line), f"not valid YAML: {', '.join(parts)}")
 
 
 def _place(source: str, line: int) -> Place:
@@ -248,6 +242,16 @@ class _NodeLoader(yaml.SafeLoader):
         return f"{TAG_PREFIX}{'seq' if kind is yaml.SequenceNode else 'map'}"
 
 
+def _joined(first: Any, second: Any) -> Any:
+    """Return two mappings as one, the second one's values before the first one's."""
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return second
+    joined = dict(first)
+    for key, value in second.items():
+        joined[key] = _joined(first.get(key), value)
+    return joined
+
+
 class _Converter:
     """Turns nodes into values, noting places and problems in a document."""
 
@@ -267,6 +271,8 @@ class _Converter:
             return [self.item(item, (*path, i), depth + 1) for i, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode) and (found := _NO_TEXT.search(node.value)):
             message = f"holds the character {found[0]!r}, which no path or name may hold"
+            if node.style == '"':
+                message += "; in double quotes a backslash begins an escape: use single quotes"
             self.problem(node, path, message)
             return None
         if isinstance(node, yaml.ScalarNode) and node.tag == PLAIN_TAG:
@@ -286,12 +292,14 @@ class _Converter:
                 continue
             key = key_node.value
             inner = (*path, key)
+            value = self.value(value_node, inner, depth=depth + 1)
             if key in values:
                 first = f", first on line {lines[key]}" if self.with_lines else ""
                 self.problem(key_node, inner, f"given twice{first}; keep one")
             lines[key] = key_node.start_mark.line + 1
             self.document.places[inner] = self.place(key_node)
-            values[key] = self.value(value_node, inner, depth=depth + 1)
+            # Of a section given twice nothing is lost: its options would seem to be missing.
+            values[key] = _joined(values.get(key), value)
         return values
 
     def item(self, node: yaml.Node, path: KeyPath, depth: int) -> Any:
@@ -302,9 +310,9 @@ class _Converter:
         value = parse_scalar(node.value)
         text = node.value if len(node.value) <= 40 else node.value[:37] + "..."
         if isinstance(value, float) and not math.isfinite(value):
-            self.problem(node, path, f"input should be a finite number, got {text}")
+            self.problem(node, path, f"should be a finite number, got {text}")
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            self.problem(node, path, f"input should be a number of at most 64 bits, got {text}")
+            self.problem(node, path, f"should be a number of at most 64 bits, got {text}")
         return value
 
     def problem(self, node: yaml.Node, path: KeyPath, message: str) -> None:

@@ -105,6 +105,7 @@ class BlendedDataset:
         self.proportions = Proportions(weights)
         self.seq_length = datasets[0].seq_length
         self.samples_per_epoch = sum(dataset.samples_per_epoch for dataset in datasets)
+        self.num_tokens = sum(dataset.num_tokens for dataset in datasets)
 
     def read_samples(self, positions: npt.ArrayLike) -> Samples:
         """Return the samples at (n,) positions."""

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from megatron_gptx.config.data import DataConfig
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import OptionError, UserError
 from megatron_gptx.config.schema import Config
 from megatron_gptx.data.blend import BlendedDataset
 from megatron_gptx.data.fill_in_the_middle import FillInTheMiddle
@@ -18,10 +18,10 @@ _VALIDATION_SEED = 0
 
 
 class Datasets(NamedTuple):
-    """What is trained on, and what is evaluated on where there is anything."""
+    """What is trained on, and each validation set by its name, "" where it has none."""
 
     train: BlendedDataset
-    valid: BlendedDataset | None
+    valid: dict[str, BlendedDataset]
 
 
 def build_datasets(data: DataConfig, *, seq_length: int, seed: int) -> Datasets:
@@ -35,24 +35,34 @@ def build_datasets(data: DataConfig, *, seq_length: int, seed: int) -> Datasets:
         UserError: `train` is not set, a file is missing or damaged, or a part is too small.
     """
     if data.train is None:
-        raise UserError(
-            "data.train is not set: give the prefix of a tokenised dataset, or several with weights"
-        )
-    plain = Shaping(data.packing, data.isolate_documents, data.mask_document_ends)
-    shaping = plain._replace(fill_in_the_middle=_fill_in_the_middle(data))
+        raise _no_training_data()
+    shaping = _plain(data)._replace(fill_in_the_middle=_fill_in_the_middle(data))
     opened = _Sources(data, seq_length)
-    if data.split is None:
-        train = opened.blend(data.train_weights, seed=seed, shaping=shaping)
-        if data.valid is None:
-            return Datasets(train, None)
-        valid_seed = _VALIDATION_SEED
-        return Datasets(train, opened.blend(data.valid_weights, seed=valid_seed, shaping=plain))
+    part = None if data.split is None else 0
+    train = opened.blend(data.train_weights, seed=seed, shaping=shaping, part=part)
+    return Datasets(train, opened.validation())
 
-    train = opened.blend(data.train_weights, seed=seed, shaping=shaping, part=0)
-    if float(data.split.split(",")[1]) == 0:
-        return Datasets(train, None)
-    valid = opened.blend(data.train_weights, seed=_VALIDATION_SEED, shaping=plain, part=1)
-    return Datasets(train, valid)
+
+def build_validation(data: DataConfig, *, seq_length: int) -> dict[str, BlendedDataset]:
+    """Open the validation sets alone; without `split`, the training data need not be there.
+
+    Raises:
+        UserError: as in `build_datasets`.
+    """
+    if data.split is not None and data.train is None:
+        raise _no_training_data()
+    return _Sources(data, seq_length).validation()
+
+
+def _no_training_data() -> OptionError:
+    return OptionError(
+        "data.train",
+        "is not set: give the prefix of a tokenised dataset, or several with weights",
+    )
+
+
+def _plain(data: DataConfig) -> Shaping:
+    return Shaping(data.packing, data.isolate_documents, data.mask_document_ends)
 
 
 class _Sources:
@@ -89,6 +99,17 @@ class _Sources:
             )
         return BlendedDataset(datasets, list(weights.values()))
 
+    def validation(self) -> dict[str, BlendedDataset]:
+        """Return the validation sets, as `data.valid` or `data.split` say."""
+        data, part, sets = self.data, None, self.data.valid_sets
+        if data.split is not None:
+            part = 1
+            sets = {"": data.train_weights} if float(data.split.split(",")[1]) else {}
+        return {
+            name: self.blend(weights, seed=_VALIDATION_SEED, shaping=_plain(data), part=part)
+            for name, weights in sets.items()
+        }
+
     def _open(self, prefix: str) -> IndexedDataset:
         if prefix not in self.files:
             self.files[prefix] = IndexedDataset(prefix)
@@ -118,9 +139,10 @@ def decide_steps(config: Config) -> Config:
     samples = config.training.epochs * train.samples_per_epoch
     steps = max(1, math.ceil(samples / config.batch.global_size))
     if config.schedule.warmup_steps >= steps:
-        raise UserError(
-            f"schedule.warmup_steps {config.schedule.warmup_steps} leaves none of the {steps} "
-            f"steps that training.epochs {config.training.epochs:g} gives"
+        raise OptionError(
+            "schedule.warmup_steps",
+            f"warmup_steps {config.schedule.warmup_steps} leaves none of the {steps} steps that "
+            f"training.epochs {config.training.epochs:g} gives",
         )
     training = config.training.model_copy(update={"steps": steps, "epochs": None})
     return config.model_copy(update={"training": training})
@@ -136,10 +158,10 @@ def _fill_in_the_middle(data: DataConfig) -> FillInTheMiddle | None:
     ids = {}
     for name, token in wanted.items():
         if (number := tokenizer.id_of(token)) is None:
-            raise UserError(
-                f"{data.tokenizer}: no token {token!r}, which data.fill_in_the_middle.{name} "
-                "names, that no text becomes; add it to the vocabulary as a special one, or name "
-                "the one that stands for it"
+            raise OptionError(
+                f"data.fill_in_the_middle.{name}",
+                f"data.tokenizer {data.tokenizer} has no token {token!r} that no text becomes; add "
+                "it to the vocabulary as a special one, or name the one that stands for it",
             )
         ids[name] = number
     try:

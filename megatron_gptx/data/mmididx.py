@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.yaml_reader import closest
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -55,10 +56,19 @@ class Index(Protocol):
 
 def missing(prefix: PathLike, path: Path) -> str:
     """Return the message for a dataset that lacks a file."""
-    message = f"{path}: no such file; dataset {os.fspath(prefix)!r} needs its .bin and its .idx"
+    message = f"{path}: no such file"
+    if not path.is_absolute():
+        message += f" in {Path.cwd()}"  # to which relative paths are relative
+    try:
+        names = {str(found.with_suffix("")) for found in path.parent.glob("*.idx")}
+    except OSError:
+        names = set()
+    if guess := closest(os.fspath(prefix), names - {os.fspath(prefix)}):
+        return f"{message}; did you mean {guess!r}?"
+    message += f"; dataset {os.fspath(prefix)!r} needs its .bin and its .idx"
     if Path(prefix).suffix in (".bin", ".idx"):
         return f"{message}; give the prefix without {Path(prefix).suffix!r}"
-    return f"{message}, which tools/preprocess_data.py makes"
+    return f"{message}, which gptx preprocess makes"
 
 
 def read_header(path: Path, index: mmap.mmap | bytes) -> tuple[np.dtype, int, int]:

@@ -3,11 +3,12 @@
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar, cast
@@ -21,6 +22,8 @@ Result = TypeVar("Result")
 # Not forked from here: a fork copies locks that other threads of this process may hold. Forked from
 # a process that does nothing but import, each worker finds its modules ready.
 _CONTEXT = multiprocessing.get_context("forkserver")
+# The name of a socket has 107 bytes at most; multiprocessing puts 32 behind the folder's.
+_LONGEST_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 _AHEAD = 4  # units given to a worker at once: it works on while this process waits for the disk
 
 
@@ -133,9 +136,21 @@ class WorkerPool(Generic[Unit, Result]):
 
 def import_ahead(module: str) -> None:
     """Begin to import what the workers need, in a process of its own, while this one goes on."""
+    shorten_socket_names()
     _CONTEXT.set_forkserver_preload([module])
     with _deaf_to_interrupts():
         forkserver.ensure_running()
+
+
+def shorten_socket_names() -> None:
+    """Let multiprocessing keep its sockets in /tmp where TMPDIR is too long for the name of one."""
+    if len(os.fsencode(tempfile.gettempdir())) <= _LONGEST_FOLDER:
+        return
+    before, tempfile.tempdir = tempfile.tempdir, "/tmp"
+    try:
+        util.get_temp_dir()  # makes a folder there, which this process keeps to
+    finally:
+        tempfile.tempdir = before
 
 
 @contextmanager

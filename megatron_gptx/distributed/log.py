@@ -1,13 +1,64 @@
 """Where a rank's words go: its own log file, and the console for the few that matter to people."""
 
+import contextlib
+import io
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 # What the file `stop_request` may hold besides a signal's name.
 TIME_LIMIT = "training.time_limit_minutes"
 AT_ONCE = "at once"
+
+
+class _Lossy(io.RawIOBase):
+    """Writes to a descriptor as long as somebody takes it, and drops what nobody does."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def writable(self) -> bool:
+        """Return that this is a stream to write to."""
+        return True
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self.descriptor
+
+    def isatty(self) -> bool:
+        """Return whether a terminal shows what is written."""
+        return os.isatty(self.descriptor)
+
+    def write(self, content: Any) -> int:
+        """Write some bytes, or lose them, and return how many."""
+        try:
+            return os.write(self.descriptor, content)
+        except OSError:  # the reader or the terminal is gone, the disk is full
+            return memoryview(content).nbytes
+
+
+def lossy(descriptor: int) -> TextIO:
+    """Return a stream for words to people, which no run may depend on: writing never fails."""
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Lossy(descriptor)), errors="backslashreplace", line_buffering=True
+    )
+
+
+@contextlib.contextmanager
+def lossy_output() -> Iterator[None]:
+    """Let this process go on without those who read its stdout and stderr."""
+    before = sys.stdout, sys.stderr
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.stdout, sys.stderr = lossy(1), lossy(2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
 
 
 def redirect_output(path: Path) -> TextIO:
@@ -19,11 +70,12 @@ def redirect_output(path: Path) -> TextIO:
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    console = os.fdopen(os.dup(1), "w", buffering=1)
+    console = lossy(os.dup(1))
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+    sys.stdout, sys.stderr = lossy(1), lossy(2)
     return console
 
 
@@ -36,6 +88,12 @@ def first_to_fail(run_dir: Path) -> bool:
     except OSError:
         return True  # a full disk: said twice is better than not said
     return True
+
+
+def leave_marker(marker: Path, text: str) -> None:
+    """Leave a file that says something by being there; on a full disk it is empty, or missing."""
+    with contextlib.suppress(OSError):
+        marker.write_text(text)
 
 
 def finished_marker(run_dir: Path) -> Path:

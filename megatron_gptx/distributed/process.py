@@ -22,9 +22,11 @@ from megatron_gptx.distributed.lifetime import end_with_parent
 from megatron_gptx.distributed.log import (
     finished_marker,
     first_to_fail,
+    leave_marker,
     redirect_output,
     stopped_marker,
 )
+from megatron_gptx.distributed.ownership import hold_until_the_end
 from megatron_gptx.distributed.status import (
     FAILED,
     INTERRUPTED,
@@ -73,7 +75,7 @@ def name_rank(variables: MutableMapping[str, str], launch: LaunchConfig) -> None
     for name, others in _RANK_VARIABLES.items():
         found = [variables[key] for key in (name, *others) if key in variables]
         if not found:
-            raise UserError(f"{name} is not set: ranks are started by ./deepy.py train.py CONFIG")
+            raise UserError(f"{name} is not set: ranks are started by gptx train CONFIG")
         variables[name] = found[0]
     if launch.master_addr is not None:
         variables.setdefault("MASTER_ADDR", launch.master_addr)
@@ -103,15 +105,17 @@ def run_worker(work: Callable[[Process], None], *, run_dir: Path, launch: Launch
     )
     watch.start(console)
     try:
+        if rank == 0:  # whom no other rank outlives for long
+            hold_until_the_end(run_dir)
         process = _join(console, watch)
         stopped = _do(work, process)
         watch.begin("end", 0)
         if rank == 0 and stopped:
-            stopped_marker(run_dir).write_text(stopped)
+            leave_marker(stopped_marker(run_dir), stopped)
         # The first rank that leaves makes DeepSpeed's launcher end the others.
         dist.barrier()
         if rank == 0 and not stopped:
-            finished_marker(run_dir).touch()
+            leave_marker(finished_marker(run_dir), "")
         dist.destroy_process_group()
         watch.stop()
     except KeyboardInterrupt:
@@ -162,7 +166,16 @@ def _join(console: TextIO, watch: Watchdog) -> Process:
     longest = timedelta(seconds=max(START_SECONDS, watch.timeout_seconds) + 120)
     distributed_c10d.default_pg_timeout = longest
     distributed_c10d.default_pg_nccl_timeout = longest
-    deepspeed.init_distributed(dist_backend=backend, timeout=longest, auto_mpi_discovery=True)
+    try:
+        deepspeed.init_distributed(dist_backend=backend, timeout=longest, auto_mpi_discovery=True)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise UserError(
+            f"launch.master_port: port {os.environ['MASTER_PORT']} of this node, at which the "
+            "ranks were to meet, is used by another program; choose another one, or null, which "
+            "finds a free one"
+        ) from error
     return Process(dist.get_rank(), dist.get_world_size(), local_rank, device, console, watch)
 
 
@@ -177,8 +190,13 @@ def _note(console: TextIO, text: str) -> None:
 def lost_a_peer(error: BaseException) -> bool:
     """Return whether an error is what a collective says when another rank has ended."""
     text = str(error).lower()
-    return isinstance(error, dist.DistError) or any(
-        words in text for words in ("connection closed by peer", "connection reset", "broken pipe")
+    # A system's error is about a file or a program; those of collectives are no such.
+    return isinstance(error, dist.DistError) or (
+        not isinstance(error, OSError)
+        and any(
+            words in text
+            for words in ("connection closed by peer", "connection reset", "broken pipe")
+        )
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_gptx.config.schema import Config
 from megatron_gptx.launcher.devices import Placement, hostfile_slots, visible_gpus
-from megatron_gptx.launcher.hosts import hosts_command
+from megatron_gptx.launcher.hosts import hosts_command, module_command
 
 # Scripts that run as one local process; every other one is started on all ranks.
 SINGLE_PROCESS = ("generate.py", "evaluate.py")
@@ -57,7 +57,7 @@ def launch_command(
             names = visible_gpus() or names
         world = json.dumps({"localhost": list(names[: placement.ranks])})
         return [
-            *(sys.executable, "-m", "deepspeed.launcher.launch"),
+            *module_command("deepspeed.launcher.launch"),
             f"--world_info={base64.urlsafe_b64encode(world.encode()).decode()}",
             *("--master_addr=127.0.0.1", f"--master_port={meeting['master_port']}"),
             *("--no_local_rank", "--log_level=critical"),

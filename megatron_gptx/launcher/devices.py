@@ -8,7 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-from megatron_gptx.config.errors import ConfigError, UserError
+from megatron_gptx.config.errors import OptionError, why
 from megatron_gptx.config.schema import Config
 
 HOST_LINE = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)\s+slots=(?P<slots>[1-9][0-9]*)$")
@@ -36,7 +36,7 @@ def place(config: Config) -> Placement:
     """Choose the device type and the number of replicas.
 
     Raises:
-        ConfigError: the configuration asks for more devices than there are.
+        OptionError: the configuration asks for more devices than there are.
     """
     if config.launch.hostfile is not None:
         return _place_on_hosts(config, Path(config.launch.hostfile))
@@ -47,10 +47,11 @@ def place(config: Config) -> Placement:
     if device == "auto":
         device = "cuda" if available >= needed else "cpu"
     if device == "cuda" and available < needed:
-        raise ConfigError(
-            f"launch.device is cuda, and parallel asks for {needed} GPUs ({stages} pipeline stages "
-            f"x {wanted or 1} replicas), but there are {available}; use fewer stages or replicas, "
-            "or launch.device: cpu"
+        raise OptionError(
+            "launch.device",
+            f"cuda needs {needed} GPU(s) for the layout of this run ({stages} pipeline stage(s) x "
+            f"{wanted or 1} replica(s)), but there are {available}; use fewer stages or replicas, "
+            "or cpu",
         )
     replicas = wanted or (available // stages if device == "cuda" else 1)
     return Placement(device, replicas, stages * replicas)
@@ -68,35 +69,46 @@ def describe(config: Config, placement: Placement) -> str:
 
 
 def check_placement(config: Config, placement: Placement) -> None:
-    """Raise ConfigError where this machine cannot start the ranks, or cannot train so there."""
+    """Raise OptionError where this machine cannot start the ranks, or cannot train so there."""
     program = STARTED_WITH[config.launch.launcher]
     if config.launch.hostfile is not None and shutil.which(program) is None:
-        raise ConfigError(
-            f"launch.launcher {config.launch.launcher!r} starts ranks with the program "
-            f"{program!r}, which is not installed here"
+        raise OptionError(
+            "launch.launcher",
+            f"{config.launch.launcher!r} starts ranks with the program {program!r}, which is not "
+            "installed here; install it, or name another launcher",
+        )
+    cores = os.cpu_count() or 1
+    if placement.device == "cpu" and placement.ranks > max(64, 4 * cores):
+        raise OptionError(
+            "parallel.data_replicas",
+            f"the layout of this run would start {placement.ranks} processes on the CPU, many more "
+            "than it has cores; use fewer replicas or stages",
         )
     if placement.device == "cpu" and config.precision == "fp16":
-        raise ConfigError(
-            "precision fp16 trains on GPUs only, and this run would use the CPU "
-            f"({placement.ranks} needed, {count_gpus()} here); use as many stages as there are "
-            "GPUs, such as with configs/overlays/one-gpu.yml, or precision: bf16"
+        raise OptionError(
+            "precision",
+            "fp16 trains on GPUs only, and this run would use the CPU "
+            f"({placement.ranks} GPU(s) needed, {count_gpus()} here); use as many stages as there "
+            "are GPUs, such as with configs/overlays/one-gpu.yml, or bf16",
         )
 
 
 def _place_on_hosts(config: Config, hostfile: Path) -> Placement:
     slots = sum(hostfile_slots(hostfile).values())
     if config.launch.device == "cpu":
-        raise ConfigError(
-            "launch.device is cpu, but launch.hostfile is set: DeepSpeed's runner starts ranks of "
-            "other nodes on GPUs; remove one of the two"
+        raise OptionError(
+            "launch.device",
+            "is cpu, but launch.hostfile is set: DeepSpeed's runner starts ranks of other nodes on "
+            "GPUs; remove one of the two",
         )
     stages = config.parallel.pipeline_stages
     replicas = config.parallel.data_replicas or max(1, slots // stages)
     if slots != stages * replicas:
-        raise ConfigError(
+        raise OptionError(
+            "launch.hostfile",
             f"{hostfile} has {slots} slots, and DeepSpeed's runner starts a rank in each, but "
-            f"parallel asks for {stages * replicas} ranks ({stages} pipeline stages x {replicas} "
-            "replicas); change the slots or parallel"
+            f"parallel asks for {stages * replicas} ranks ({stages} pipeline stage(s) x {replicas} "
+            "replica(s)); change the slots or parallel",
         )
     return Placement("cuda", replicas, slots)
 
@@ -105,15 +117,13 @@ def local_device(config: Config) -> str:
     """Return the device of a script that runs as one process on this machine.
 
     Raises:
-        ConfigError: the configuration insists on a GPU, and there is none.
+        OptionError: the configuration insists on a GPU, and there is none.
     """
     if config.launch.device == "cpu":
         return "cpu"
     available = count_gpus()
     if config.launch.device == "cuda" and not available:
-        raise ConfigError(
-            "launch.device is cuda, but this machine has no GPU; use launch.device: cpu"
-        )
+        raise OptionError("launch.device", "is cuda, but this machine has no GPU; use cpu")
     return "cuda" if available else "cpu"
 
 
@@ -145,12 +155,12 @@ def hostfile_slots(path: Path) -> dict[str, int]:
     """Return the slots of each host in a DeepSpeed hostfile, in its order.
 
     Raises:
-        UserError: the file cannot be read, or a line is no host, which the message names.
+        OptionError: the file cannot be read, or a line is no host, which the message names.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise UserError(f"launch.hostfile {path} cannot be read: {error}") from None
+        raise _in_hostfile(f"{path.absolute()} cannot be read: {why(error)}") from None
     slots: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         text = line.split("#")[0].strip()
@@ -158,12 +168,16 @@ def hostfile_slots(path: Path) -> dict[str, int]:
             continue
         match = HOST_LINE.match(text)
         if match is None:
-            raise UserError(
+            raise _in_hostfile(
                 f"{path}:{number}: expected a line such as 'node1 slots=8', got {text!r}"
             )
         if match["name"] in slots:
-            raise UserError(f"{path}:{number}: {match['name']} is listed before; join its slots")
+            raise _in_hostfile(f"{path}:{number}: {match['name']} is listed before; join its slots")
         slots[match["name"]] = int(match["slots"])
     if not slots:
-        raise UserError(f"{path}: no hosts; expected lines such as 'node1 slots=8'")
+        raise _in_hostfile(f"{path}: no hosts; expected lines such as 'node1 slots=8'")
     return slots
+
+
+def _in_hostfile(message: str) -> OptionError:
+    return OptionError("launch.hostfile", message)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import UserError, why
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.secrets import names_secret
 from megatron_gptx.launcher.devices import hostfile_slots
@@ -23,6 +23,18 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 ACTIVE = re.compile(r"[$`\"\\\x00-\x1f\x7f]")
 # deepspeed/launcher/runner.py, EXPORT_ENVS, and export_envs of the CUDA accelerator.
 PASSED_ON = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
+
+
+def module_command(name: str) -> list[str]:
+    """Return the words that run a module as a program.
+
+    Unlike `python -m` they import nothing from the current folder, where a user's `queue.py` may
+    lie. Python's own option for that, `-P`, is younger than the oldest Python here.
+    """
+    code = (
+        f"import sys; del sys.path[0]; import runpy; runpy.run_module({name!r}, None, '__main__')"
+    )
+    return [sys.executable, "-c", code]
 
 
 def hosts_command(
@@ -38,15 +50,10 @@ def hosts_command(
     Raises:
         UserError: a word, or this folder's name, would be read by a remote shell as more than text.
     """
-    for word in (str(Path.cwd()), sys.executable, *worker):
-        if not HARMLESS.fullmatch(word):
-            raise UserError(
-                f"{word!r} would pass through the shells of other nodes, where it is more than a "
-                "word; use letters, digits and _@+=:,./- only"
-            )
+    check_words(worker)
     assert config.launch.hostfile is not None, "one node needs no runner"
     return [
-        *(sys.executable, "-m", "deepspeed.launcher.runner"),
+        *module_command("deepspeed.launcher.runner"),
         *("--hostfile", str(write_hostfile(config)), f"--launcher={config.launch.launcher}"),
         # One word each: what follows an option may start with a dash.
         *(
@@ -59,6 +66,16 @@ def hosts_command(
         *("--no_local_rank", "--force_multi", "--log_level=critical"),
         *worker,
     ]
+
+
+def check_words(worker: Sequence[str]) -> None:
+    """Raise UserError where a remote shell would read a word, or this folder, as more than text."""
+    for word in (str(Path.cwd()), sys.executable, *worker):
+        if not HARMLESS.fullmatch(word):
+            raise UserError(
+                f"{word!r} would pass through the shells of other nodes, where it is more than a "
+                "word; use letters, digits and _@+=:,./- only"
+            )
 
 
 def write_hostfile(config: Config) -> Path:
@@ -100,7 +117,7 @@ def _check_environment_files() -> None:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read: {error}") from None
+            raise UserError(f"{path} cannot be read: {why(error)}") from None
         for number, line in enumerate(lines, start=1):
             variable, equals, value = (part.strip() for part in line.partition("="))
             if not equals or not VARIABLE.fullmatch(variable):

@@ -1,21 +1,30 @@
-"""./deepy.py SCRIPT CONFIG [CONFIG ...] [--set section.key=value ...] [--dry-run] [ARGUMENT ...]"""
+"""SCRIPT CONFIG [CONFIG ...] [--set section.key=value ...] [--dry-run] [ARGUMENT ...]
+
+`./deepy.py` takes these words in a checkout, `gptx` where the package is installed.
+"""
 
 import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from megatron_gptx.config.errors import ConfigError, UserError
-from megatron_gptx.config.load import load, load_with_sources
+from megatron_gptx.config.errors import OptionError, UserError
+from megatron_gptx.config.load import draft, load_with_sources
 from megatron_gptx.config.schema import Config
+from megatron_gptx.config.section import Problem, findings
+from megatron_gptx.config.yaml_reader import closest
 from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.costs.plan import make_plan
 from megatron_gptx.data.build import decide_steps
-from megatron_gptx.data.check import check_datasets
+from megatron_gptx.data.check import dataset_problems
+from megatron_gptx.distributed.log import lossy_output
 from megatron_gptx.distributed.status import FINISHED, INTERRUPTED, MISTAKE, STOPPED
+from megatron_gptx.launcher.checks import launch_checks, single_process_checks
 from megatron_gptx.launcher.command import (
     SINGLE_PROCESS,
     WITHOUT_ARGUMENTS,
@@ -30,18 +39,21 @@ from megatron_gptx.launcher.run import explain, run
 from megatron_gptx.launcher.slurm import requeue, slurm_job, started_before
 
 USAGE = """\
-usage: ./deepy.py SCRIPT CONFIG [CONFIG ...] [--set section.key=value ...] [--dry-run]
-                  [--requeue] [ARGUMENT ...]
+usage: {program} SCRIPT CONFIG [CONFIG ...] [--set section.key=value ...] [--dry-run]
+       [--requeue] [ARGUMENT ...]
 
-  ./deepy.py train.py configs/1B.yml             train on the devices there are
-  ./deepy.py train.py configs/1B.yml --dry-run   only check the configuration and print the plan
-  ./deepy.py generate.py configs/1B.yml --prompt "def main("
-  ./deepy.py generate.py --help                  the arguments of a script
-  ./deepy.py evaluate.py configs/1B.yml          validation loss of the newest checkpoint
-  ./deepy.py show configs/1B.yml                 every option, and where its value comes from
+  {program} train configs/1B.yml                 train on the devices there are
+  {program} train configs/1B.yml --dry-run       check all that a launch checks, print the plan
+  {program} generate configs/1B.yml --prompt "def main("
+  {program} generate --help                      the arguments of a script
+  {program} evaluate configs/1B.yml              validation loss of the newest checkpoint
+  {program} show configs/1B.yml                  every option, and where its value comes from
 
-SIGTERM, SIGINT (Ctrl-C), SIGUSR1 or `touch RUN_DIR/logs/.stop` end a run after its step: it is
-saved, the status is 75, and the same command goes on; with --requeue, SLURM starts it again.
+A script may be named with its ending: train.py. A configuration is a file here, or else one that
+comes with the package: configs/1B.yml, or 1B.
+
+SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1 or `touch RUN_DIR/logs/.stop` end a run after its step: it
+is saved, the status is 75, and the same command goes on; with --requeue, SLURM starts it again.
 docs/reliability.md has all statuses.
 
 Later files override earlier ones, and --set overrides all of them. Arguments that are not listed
@@ -49,13 +61,19 @@ here go to the script.
 """
 
 
-def main(argv: Sequence[str], root: Path) -> int:
-    """Run one command of the launcher and return its exit status."""
+def main(argv: Sequence[str], root: Path, program: str = "./deepy.py") -> int:
+    """Run one command of the launcher and return its exit status.
+
+    Args:
+        argv: a script's name, configurations, options and the script's own arguments.
+        root: the folder of the scripts.
+        program: what was typed before them, for messages.
+    """
     if not argv or argv[0] in ("-h", "--help"):
-        sys.stdout.write(USAGE)
+        sys.stdout.write(USAGE.format(program=program))
         return FINISHED if argv else MISTAKE
     try:
-        return _main(argv, root)
+        return _main(argv, root, program)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return MISTAKE
@@ -63,24 +81,28 @@ def main(argv: Sequence[str], root: Path) -> int:
         return INTERRUPTED
 
 
-def _main(argv: Sequence[str], root: Path) -> int:
-    script, *rest = argv
+def _main(argv: Sequence[str], root: Path, program: str) -> int:
+    given, *rest = _with_whole_prompts(argv)
+    script = given if given == "show" else f"{given.removesuffix('.py')}.py"
     worker = root / script
     # Looked up, not asked for: a name may be longer than a system takes, or none at all.
     if script not in ("show", *(path.name for path in root.glob("*.py"))):
-        raise UserError(f"{script}: no such script in {root}; see ./deepy.py --help")
+        raise UserError(f"{given}: no such script in {root}; see {program} --help")
     if {"-h", "--help"} & set(rest):
-        return _help(script, worker)
-    paths, options, arguments = _parse(rest)
+        return _help(script, worker, program)
+    paths, options, arguments = _parse(rest, program)
     if arguments and script in ("show", *WITHOUT_ARGUMENTS):
-        raise UserError(f"{script} does not know {shlex.join(arguments)}; see ./deepy.py --help")
+        meant = _meant(arguments[0], program)
+        raise UserError(f"{given} does not know {shlex.join(arguments)}{meant}")
     if script == "show":
         _show(paths, options.set)
         return 0
-    config = load(paths, options.set)
     if script in SINGLE_PROCESS:
         if options.requeue:
             raise UserError(f"--requeue is for scripts that train, not for {script}")
+        found = draft(paths, options.set)
+        checks = partial(single_process_checks, dry_run=options.dry_run)
+        config = found.finish(findings(checks(found.config)) if found.config else ()).config
         alone = Placement(local_device(config), replicas=1, ranks=1)
         if options.dry_run:
             sys.stdout.write(f"{make_plan(config).table()}\n")
@@ -94,16 +116,23 @@ def _main(argv: Sequence[str], root: Path) -> int:
         return status
     job = slurm_job() if options.requeue else None
     earlier = job if job is not None and started_before() else None
-    with StopRequests() as requests:
-        status = _train(
-            config, worker, arguments, dry_run=options.dry_run, requests=requests, job=earlier
-        )
-    requeued = status == STOPPED and job is not None and requeue(job)
-    if status == STOPPED and not requeued and config.checkpoint.start == "fresh":
-        sys.stdout.write(
-            "but with --set checkpoint.start=auto: 'fresh' refuses every checkpoint, this run's "
-            "too\n"
-        )
+    # Whoever watches a run may leave: what is trained is worth more.
+    with lossy_output() if not options.dry_run else nullcontext():
+        with StopRequests() as requests:
+            found = draft(paths, options.set)
+            words = [str(worker), *arguments]
+            config = found.finish(
+                _training_problems(found.config, words, job=earlier) if found.config else ()
+            ).config
+            status = _train(
+                config, worker, arguments, dry_run=options.dry_run, requests=requests, job=earlier
+            )
+        requeued = status == STOPPED and job is not None and requeue(job)
+        if status == STOPPED and not requeued and config.checkpoint.begins:
+            start = config.checkpoint.start
+            fresh = "refuses every checkpoint, this run's too"
+            does = fresh if start == "fresh" else "goes back once more"
+            sys.stdout.write(f"but with --set checkpoint.start=auto: {start!r} {does}\n")
     return status
 
 
@@ -117,15 +146,39 @@ def _train(
     job: str | None,
 ) -> int:
     config, placement = resolve(config)
+    epochs, config = config.training.epochs, decide_steps(config)
     sys.stdout.write(f"{make_plan(config).table()}\n")
     if dry_run:
         return FINISHED
-    check_placement(config, placement)
-    check_datasets(config)
-    if config.training.epochs is not None:
-        epochs, config = config.training.epochs, decide_steps(config)
+    if epochs is not None:
         sys.stdout.write(f"\ntraining.epochs {epochs:g}: {config.training.steps:,} steps\n")
     return launch(config, placement, worker, arguments, requests=requests, job=job)
+
+
+def _training_problems(
+    config: Config, words: Sequence[str], *, job: str | None
+) -> Iterator[Problem]:
+    """Yield everything that a launch of ranks would fail by, of a configuration read in part too.
+
+    Args:
+        config: the configuration.
+        words: script and arguments of every rank.
+        job: number of the SLURM job that is started again.
+    """
+
+    def placement() -> Iterator[Problem]:
+        check_placement(*resolve(config))
+        yield from ()
+
+    def epochs() -> Iterator[Problem]:
+        if not wrong_data and not any(findings(config.data.checks())):
+            decide_steps(resolve(config)[0])
+        yield from ()
+
+    yield from findings([placement])
+    wrong_data = list(dataset_problems(config))
+    yield from wrong_data
+    yield from findings([epochs, *launch_checks(config, words, fresh_may_go_on=job is not None)])
 
 
 def resolve(config: Config) -> tuple[Config, Placement]:
@@ -140,32 +193,62 @@ def resolve(config: Config) -> tuple[Config, Placement]:
     try:
         _ = config.batch
     except ValueError as error:
-        raise ConfigError(
-            f"{placement.replicas} replicas fit on the devices here: {error}"
+        raise OptionError(
+            "training.global_batch_size",
+            f"{placement.replicas} replicas fit on the devices here: {error}",
         ) from None
     return config, placement
 
 
+def _meant(argument: str, program: str) -> str:
+    """Return what somebody who gave an unknown argument may have meant."""
+    if Path(argument).suffix in {".yml", ".yaml"}:
+        return "; name all configurations before the first option"
+    if argument.startswith("--") and "." in argument and "=" in argument:
+        return f"; did you mean --set {argument.removeprefix('--')}?"
+    guess = closest(argument.partition("=")[0], ("--set", "--dry-run", "--requeue", "--help"))
+    return f"; did you mean {guess}?" if guess else f"; see {program} --help"
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see ./deepy.py --help")
+        # In argparse's words: `argument --set: expected one argument`.
+        flag = message.partition(":")[0].removeprefix("argument ")
+        if message.endswith("expected one argument"):
+            message = f"{flag} needs a value, such as {flag} training.steps=100"
+        if "ignored explicit argument" in message:
+            message = f"{flag} takes no value"
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
-def _help(script: str, worker: Path) -> int:
+def _help(script: str, worker: Path, program: str) -> int:
     if script not in SINGLE_PROCESS:
-        sys.stdout.write(USAGE)
+        sys.stdout.write(USAGE.format(program=program))
         return 0
     command = [sys.executable, str(worker), "--help"]
     return run(command, environment=dict(os.environ), folder=Path.cwd())
 
 
-def _parse(argv: Sequence[str]) -> tuple[list[Path], argparse.Namespace, list[str]]:
+def _with_whole_prompts(argv: Sequence[str]) -> list[str]:
+    """Return the words with each prompt that looks like an option joined: `--prompt=-x`."""
+    whole: list[str] = []
+    for word in argv:
+        if whole and whole[-1] == "--prompt" and word.startswith("-"):
+            whole[-1] = f"--prompt={word}"
+        else:
+            whole.append(word)
+    return whole
+
+
+def _parse(argv: Sequence[str], program: str) -> tuple[list[Path], argparse.Namespace, list[str]]:
     rest, paths = list(argv), []
     while rest and not rest[0].startswith("-"):
         paths.append(Path(rest.pop(0)))
+    if not all(argv[: len(paths)]):
+        raise UserError("the name of a configuration is empty; name a file, such as configs/1B.yml")
     if not paths:
-        raise UserError(f"no configuration given\n\n{USAGE}")
-    parser = _Parser(allow_abbrev=False, add_help=False)
+        raise UserError(f"no configuration given\n\n{USAGE.format(program=program)}")
+    parser = _Parser(prog=program, allow_abbrev=False, add_help=False)
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--requeue", action="store_true")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import UserError, why
 from megatron_gptx.config.schema import Config
 from megatron_gptx.distributed.log import (
     failure_marker,
@@ -16,6 +16,7 @@ from megatron_gptx.distributed.log import (
     fresh_marker,
     stopped_marker,
 )
+from megatron_gptx.distributed.ownership import let_ranks_in, take_over
 from megatron_gptx.distributed.status import (
     FAILED,
     FINISHED,
@@ -55,20 +56,37 @@ def launch(
         requests: what ends the run early.
         job: number of the SLURM job that is started again, which may have begun with `fresh`.
     """
+    run_dir = Path(config.output.run_dir)
+    # Before anything there is touched: it may be another run's.
+    with take_over(run_dir) as hold:
+        prepare_logs(run_dir)
+        requests.pass_on(run_dir)
+        let_ranks_in(hold, run_dir)
+        return _launch(config, placement, worker, arguments, requests=requests, job=job)
+
+
+def _launch(
+    config: Config,
+    placement: Placement,
+    worker: Path,
+    arguments: Sequence[str],
+    *,
+    requests: StopRequests,
+    job: str | None,
+) -> int:
     run_dir, restarts = Path(config.output.run_dir), config.launch.max_restarts
     variables = environment(placement)
     several = config.launch.hostfile is not None
     if several:
         variables = hosts_environment(variables)
-    logs = prepare_logs(run_dir)
     of_others = _fresh_start(run_dir)
     began = job is not None and of_others is not None and of_others.job == job
-    if began and config.checkpoint.start == "fresh":
+    if began and config.checkpoint.begins:
         config = _going_on(config, "auto")
-    requests.pass_on(run_dir)
     requests.limit(config.training.time_limit_minutes)
     sys.stdout.write(
-        f"\nstarting {placement.ranks} rank(s), {describe(config, placement)}; logs: {logs}\n"
+        f"\nstarting {placement.ranks} rank(s), {describe(config, placement)}; logs: "
+        f"{run_dir / 'logs'}\n"
     )
     for restart in itertools.count(1):
         sys.stdout.flush()
@@ -94,7 +112,7 @@ def launch(
         )
         prepare_logs(run_dir)
         # Before it has begun afresh, checkpoints here would be those of another run.
-        if config.checkpoint.start != "fresh" or _fresh_start(run_dir) != of_others:
+        if not config.checkpoint.begins or _fresh_start(run_dir) != of_others:
             config = _going_on(config, "intact")
     raise AssertionError("unreachable: restarts are counted")
 
@@ -121,16 +139,13 @@ def _fresh_start(run_dir: Path) -> _FreshStart | None:
         return None
 
 
-def prepare_logs(run_dir: Path) -> Path:
-    """Return the folder of a run's logs, in which nothing says how an earlier start ended."""
-    logs = run_dir / "logs"
+def prepare_logs(run_dir: Path) -> None:
+    """Remove what says in a run's logs how an earlier start ended."""
     try:
-        logs.mkdir(parents=True, exist_ok=True)
         for marker in (failure_marker, finished_marker, stopped_marker):
             marker(run_dir).unlink(missing_ok=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"output.run_dir {run_dir} cannot be used: {error}") from None
-    return logs
+        raise UserError(f"output.run_dir {run_dir} cannot be used: {why(error)}") from None
 
 
 def _wait_for_word(run_dir: Path) -> None:
@@ -151,7 +166,9 @@ def _outcome(status: int, run_dir: Path, requests: StopRequests) -> int:
     marker = stopped_marker(run_dir)
     politely = status in (FINISHED, FAILED, STOPPED) or status - 128 in SIGNALS
     if politely and marker.exists():
-        sys.stdout.write(f"{marker.read_text()}\n")
+        # Without words where the disk is full.
+        text = marker.read_text() or "stopped as asked; run the same command to go on"
+        sys.stdout.write(f"{text}\n")
         return STOPPED
     # A process that ends by such a signal has no handler yet, and has taken no step.
     if requests.reasons and status - 128 in SIGNALS:

@@ -5,10 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from megatron_gptx.distributed.log import AT_ONCE, TIME_LIMIT, stop_request
+from megatron_gptx.distributed.log import AT_ONCE, TIME_LIMIT, leave_marker, stop_request
 
 # The alarm is the time limit's.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGALRM)
+
+
+def heeded(signum: int) -> bool:
+    """Return whether a signal means this process.
+
+    A shell makes its background jobs ignore SIGINT, and `nohup` SIGHUP: those mean other processes.
+    """
+    ignored = signal.getsignal(signum) == signal.SIG_IGN
+    return not (ignored and signum in (signal.SIGINT, signal.SIGHUP))
 
 
 class StopRequests:
@@ -25,7 +34,9 @@ class StopRequests:
         self.end_ranks: Callable[[], object] | None = None
 
     def __enter__(self) -> "StopRequests":
-        self.previous = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
+        self.previous = {
+            signum: signal.signal(signum, self._note) for signum in SIGNALS if heeded(signum)
+        }
         return self
 
     def __exit__(
@@ -51,7 +62,7 @@ class StopRequests:
         if self.run_dir is not None:
             try:
                 self._write(self.run_dir)
-            except OSError:  # such as a full disk, on which ranks could save nothing either
+            except OSError:  # such as a folder that is gone, where ranks could save nothing either
                 self.at_once = True
         if self.at_once and self.end_ranks:
             self.end_ranks()
@@ -62,5 +73,6 @@ class StopRequests:
     def _write(self, run_dir: Path) -> None:
         request = stop_request(run_dir)
         aside = request.with_name(request.name + ".partial")
-        aside.write_text(AT_ONCE if self.at_once else self.reasons[0])
+        # On a full disk it has no words, which asks for the end as well.
+        leave_marker(aside, AT_ONCE if self.at_once else self.reasons[0])
         aside.replace(request)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from megatron_gptx.distributed.lifetime import end_with_parent
-from megatron_gptx.launcher.requests import StopRequests
+from megatron_gptx.launcher.requests import StopRequests, heeded
 
 
 def run(command: Sequence[str], *, environment: dict[str, str], folder: Path) -> int:
@@ -32,7 +32,11 @@ def run(command: Sequence[str], *, environment: dict[str, str], folder: Path) ->
         child.terminate()
 
     child = subprocess.Popen(list(command), env=environment, cwd=folder, preexec_fn=prepare)
-    previous = {signum: signal.signal(signum, end) for signum in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        signum: signal.signal(signum, end)
+        for signum in (signal.SIGINT, signal.SIGTERM)
+        if heeded(signum)
+    }
     try:
         status = child.wait()
     finally:
@@ -65,8 +69,9 @@ def run_ranks(
     def prepare() -> None:
         # In a group of their own: Ctrl-C in a terminal is for this process, which passes it on.
         os.setpgid(0, 0)
-        # Of DeepSpeed's launchers none answers it, and SLURM may send it to every process.
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        # Of DeepSpeed's launchers none answers them, and they may be sent to every process.
+        for signum in (signal.SIGUSR1, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_IGN)
         end_with_parent(signal.SIGTERM, parent=parent)
 
     child = subprocess.Popen(list(command), env=environment, cwd=folder, preexec_fn=prepare)

@@ -16,9 +16,10 @@ def slurm_job() -> str:
     """
     job = os.environ.get("SLURM_JOB_ID", "")
     if not (job.isascii() and job.isdigit()):
+        found = repr(job) if job else "not set"
         raise UserError(
-            f"--requeue starts a SLURM job again, but SLURM_JOB_ID is {job or None!r}: use it in a "
-            "script that sbatch has started"
+            f"--requeue starts a SLURM job again, but SLURM_JOB_ID is {found}: use it in a script "
+            "that sbatch has started"
         )
     if shutil.which("scontrol") is None:
         raise UserError("--requeue needs SLURM's program scontrol, which is not installed here")

@@ -34,7 +34,8 @@ def choose_backend(
         say: takes a line per operation with the choice and its reason, and one before a build.
 
     Raises:
-        UserError: the kernels were asked for and those of the attention cannot run.
+        UserError: the kernels were asked for and those of the attention cannot run, or
+            GPTX_CPU_CAPABILITY names what this CPU cannot run.
     """
 
     def against_attention() -> str | None:
@@ -59,8 +60,8 @@ def choose_backend(
             f"ops.backend is fused, but the fused attention cannot run: {for_attention}; mend "
             "that, or set ops.backend to auto"
         )
-    say(f"attention: {_implementation(for_attention)}")
-    say(f"projections and loss: {_implementation(for_projections)}")
+    say(f"attention: {_implementation(for_attention, device_type)}")
+    say(f"projections and loss: {_implementation(for_projections, device_type)}")
     for module in model.modules():
         if isinstance(module, Attention):
             module.backend = "reference" if for_attention else "fused"
@@ -68,5 +69,7 @@ def choose_backend(
             module.backend = "reference" if for_projections else "fused"
 
 
-def _implementation(problem: str | None) -> str:
-    return f"plain PyTorch, since {problem}" if problem else "fused kernels"
+def _implementation(problem: str | None, device_type: str) -> str:
+    if problem:
+        return f"plain PyTorch, since {problem}"
+    return f"fused kernels, {library.cpu_capability()}" if device_type == "cpu" else "fused kernels"

@@ -34,6 +34,9 @@ class Embedding(nn.Module):
     ) -> tuple[Tensor, None]:
         """Map (b, s) int64 token ids to (b, s, m).
 
+        A position counts from the first token that is seen, `row_start`: so a document has the
+        same positions wherever it lies, and a prompt the same with and without padding before it.
+
         Raises:
             UserError: there are more tokens than learned positions.
         """
@@ -46,5 +49,9 @@ class Embedding(nn.Module):
                     f"(model.seq_length {rows}); give it at most {rows} tokens, or train with "
                     "position: alibi, which has no table"
                 )
-            x = x + self.positions(arange(s, device=tokens.device))
+            columns = arange(s, device=tokens.device)
+            if row_start is not None:
+                # Padding comes before the first token, and nothing sees it.
+                columns = (columns - row_start).clamp(min=0)
+            x = x + self.positions(columns)
         return self.dropout(x), None

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.ops import Backend
 from megatron_gptx.ops import library
+from megatron_gptx.ops.choice import runs_fused
 from megatron_gptx.ops.composed_attention import composed_attention
 from megatron_gptx.ops.dropout import draw_seed, survival
 from megatron_gptx.ops.fused_attention import fused_attention
@@ -60,7 +60,7 @@ def attention(
             must be an earlier layer's, for the same row_start, and nothing but the next layer may
             use what is returned.
         backend: `fused` for the compiled kernels, `reference` for plain PyTorch, `auto` for the
-            kernels where they can run.
+            kernels where they can run, and a warning where they cannot.
 
     Returns:
         The attended values, (b, h, s, d) in v's type; and the carry, (b, h, s, t), or None. The
@@ -75,26 +75,24 @@ def attention(
     arXiv:2108.12409.
     """
     check_selection(q.shape[-2], k.shape[-2], top_k)
-    if backend != "reference":
-        reason = unsupported(q.device.type, q.dtype, top_k=top_k, num_keys=k.shape[-2])
-        if reason is None and not library.loaded():
-            reason = "its kernels are not loaded"
-        if reason is None and top_k is not None:
-            form = composed_attention if q.is_cuda else fused_attention
-            return form(
-                q,
-                k,
-                v,
-                slopes=slopes,
-                top_k=top_k,
-                prev_scores=prev_scores,
-                row_start=row_start,
-                dropout_p=dropout_p,
-                return_scores=return_scores,
-                reuse_scores=reuse_scores,
-            )
-        if backend == "fused":
-            raise UserError(f"the fused attention cannot run: {reason}; set ops.backend to auto")
+    # Without top_k there is no kernel of ours, and PyTorch's are no lesser choice to warn of.
+    asked = "reference" if top_k is None and backend == "auto" else backend
+    reason = unsupported(q.device.type, q.dtype, top_k=top_k, num_keys=k.shape[-2])
+    if runs_fused("attention", asked, reason, q.device):
+        assert top_k is not None, "unsupported"
+        form = composed_attention if q.is_cuda else fused_attention
+        return form(
+            q,
+            k,
+            v,
+            slopes=slopes,
+            top_k=top_k,
+            prev_scores=prev_scores,
+            row_start=row_start,
+            dropout_p=dropout_p,
+            return_scores=return_scores,
+            reuse_scores=reuse_scores,
+        )
     if top_k is not None and top_k < k.shape[-2]:
         return sparse_attention(
             q,

@@ -9,6 +9,8 @@ import fcntl
 import os
 import platform
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
@@ -16,10 +18,11 @@ from pathlib import Path
 
 import torch
 
+from megatron_gptx.config.shipped import shipped_folder
 from megatron_gptx.ops import cuda_build
 from megatron_gptx.ops.cuda_build import CudaBuildError
 
-SOURCES = Path(__file__).resolve().parents[2] / "csrc"
+SOURCES = shipped_folder("csrc")
 # No a * b + c in one rounding unless a kernel asks for it: a score must not depend on the compiler.
 COMPILER_FLAGS = ("-O3", "-ffp-contract=off", "-fopenmp")
 LINKER_FLAGS = ("-fopenmp",)
@@ -41,33 +44,69 @@ def ensure_built(say: Callable[[str], object], *, sources: Path = SOURCES) -> Pa
     Raises:
         BuildError: there is nothing to compile, or no way to.
     """
-    try:
-        wanted = cuda_build.wanted_architectures()
-    except CudaBuildError as error:
-        raise BuildError(str(error)) from error
-    compiler = cuda_build.find_compiler() if wanted else None
-    read = (".cpp", ".h", ".cu", ".cuh") if compiler else (".cpp", ".h")
-    files = sorted(path for path in sources.rglob("*") if path.suffix in read)
-    if not files:
-        raise BuildError(f"there are no kernel sources in {sources}")
-    half = (str(compiler), *wanted) if compiler else ()
-    folder = _cache() / f"gptx_{_fingerprint(sources, files, half)}"
-    library, done = folder / f"{folder.name}.so", folder / "done"
+    wanted, compiler = _cuda_half()
+    files = _files(sources, compiler)
+    library = _place(sources, files, wanted, compiler)
+    folder, done = library.parent, library.parent / "done"
     if done.exists():
         return library
     try:
-        with _exclusive(folder.with_suffix(".lock"), say):
+        with _progress(folder, len(_compiled(files)), say), _exclusive(folder, say):
             if not done.exists():
                 folder.mkdir(exist_ok=True)
-                say(f"building the kernels in {folder}: about a minute, once")
+                say(
+                    f"building the kernels in {folder}, once: one to two minutes on two idle "
+                    "cores, longer beside other programs"
+                )
                 if wanted and not compiler:
                     say("building for the CPU only: no nvcc in CUDA_HOME, nor on the PATH")
                 linked = _compile_cuda(compiler, wanted, files, folder, say) if compiler else []
-                _compile([path for path in files if path.suffix == ".cpp"], folder, linked)
+                _compile(_compiled(files), folder, linked)
                 done.touch()
     except OSError as error:
         raise BuildError(f"{folder} cannot be written: {error}") from error
     return library
+
+
+def find_built(*, sources: Path = SOURCES) -> Path | None:
+    """Return the compiled library, or None where it would have to be compiled first.
+
+    Raises:
+        BuildError: there is nothing to compile.
+    """
+    wanted, compiler = _cuda_half()
+    library = _place(sources, _files(sources, compiler), wanted, compiler)
+    return library if (library.parent / "done").exists() else None
+
+
+def _cuda_half() -> tuple[tuple[str, ...], Path | None]:
+    """Return the architectures that there is a reason for, and nvcc if it is needed and there."""
+    try:
+        wanted = cuda_build.wanted_architectures()
+    except CudaBuildError as error:
+        raise BuildError(str(error)) from error
+    return wanted, cuda_build.find_compiler() if wanted else None
+
+
+def _files(sources: Path, compiler: Path | None) -> list[Path]:
+    read = (".cpp", ".h", ".cu", ".cuh") if compiler else (".cpp", ".h")
+    files = sorted(path for path in sources.rglob("*") if path.suffix in read)
+    if not files:
+        raise BuildError(f"there are no kernel sources in {sources}")
+    return files
+
+
+def _compiled(files: list[Path]) -> list[Path]:
+    """Return what the compiler for CPUs is given, a file at a time."""
+    return [path for path in files if path.suffix == ".cpp"]
+
+
+def _place(
+    sources: Path, files: list[Path], wanted: tuple[str, ...], compiler: Path | None
+) -> Path:
+    half = (str(compiler), *wanted) if compiler else ()
+    folder = _cache() / f"gptx_{_fingerprint(sources, files, half)}"
+    return folder / f"{folder.name}.so"
 
 
 def _cache() -> Path:
@@ -89,8 +128,9 @@ def _fingerprint(sources: Path, files: list[Path], half: tuple[str, ...]) -> str
 
 
 @contextmanager
-def _exclusive(path: Path, say: Callable[[str], object]) -> Iterator[None]:
+def _exclusive(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
     """Hold a lock that the system takes away from a process that dies."""
+    path = folder.with_suffix(".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as stream:
         try:
@@ -99,6 +139,30 @@ def _exclusive(path: Path, say: Callable[[str], object]) -> Iterator[None]:
             say("waiting for another process that builds the kernels")
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def _progress(folder: Path, num_files: int, say: Callable[[str], object]) -> Iterator[None]:
+    """Say now and then how far a build is, whichever process does it."""
+    started_at, finished = time.monotonic(), threading.Event()
+
+    def report() -> None:
+        # Soon at first, to show that something happens, then seldom enough for a log.
+        seconds = 5.0
+        while not finished.wait(seconds):
+            # An object's file appears when it is whole.
+            built = min(len(list(folder.glob("*.o"))), num_files)
+            elapsed = time.monotonic() - started_at
+            say(f"kernels: {built} of {num_files} files compiled after {elapsed:.0f} s")
+            seconds = min(2 * seconds, 60.0)
+
+    reporter = threading.Thread(target=report, name="build progress", daemon=True)
+    reporter.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        reporter.join()
 
 
 def _compile_cuda(

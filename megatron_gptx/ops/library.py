@@ -1,20 +1,23 @@
 """The compiled kernels in this process.
 
-`load` is called before a model runs, never by an operation: nothing compiles inside a training
-step.
+A run calls `load` before its first step, so that nothing compiles inside one. Operations that are
+called by themselves load the kernels through `problem_on`.
 """
 
+import logging
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
+from megatron_gptx.config.errors import UserError
 from megatron_gptx.ops import (
     fused_attention,
     fused_linear,
     fused_linear_cross_entropy,
     fused_topk_softmax,
 )
-from megatron_gptx.ops.build import BuildError, ensure_built
+from megatron_gptx.ops.build import BuildError, ensure_built, find_built
 from megatron_gptx.ops.cuda_build import serves
 
 
@@ -26,9 +29,17 @@ def load(say: Callable[[str], object]) -> str | None:
 
     Returns:
         Why there are no kernels, in one line, or None where there are.
+
+    Raises:
+        UserError: GPTX_CPU_CAPABILITY names what this CPU cannot run.
     """
-    if loaded():
-        return None
+    problem = None if loaded() else _load(say)
+    if problem is None:
+        cpu_capability()
+    return problem
+
+
+def _load(say: Callable[[str], object]) -> str | None:
     try:
         torch.ops.load_library(ensure_built(say))
     except BuildError as error:
@@ -42,9 +53,55 @@ def load(say: Callable[[str], object]) -> str | None:
     return None
 
 
+def problem_on(device: torch.device) -> str | None:
+    """Return why the kernels cannot run on a device, or None where they can and are loaded.
+
+    They are loaded by the first call, and built if they have to be; where that fails, it is not
+    tried again. While torch.compile traces, kernels are loaded but not built.
+    """
+    if loaded():
+        return unusable_on(device)
+    problem = _load_traced() if torch.compiler.is_compiling() else _load_once()
+    return problem or unusable_on(device)
+
+
+@cache
+def _load_once() -> str | None:
+    return load(logging.getLogger(__name__).warning)
+
+
+# A call that runs while torch.compile traces, and leaves its result in the graph.
+@torch.compiler.assume_constant_result
+def _load_traced() -> str | None:
+    try:
+        if find_built() is not None:
+            return _load_once()
+    except BuildError as error:
+        return str(error)
+    return (
+        "its kernels are not built, and nothing is while torch.compile traces; run "
+        "`python -m megatron_gptx.ops.build` first"
+    )
+
+
 def loaded() -> bool:
     """Tell whether `load` has succeeded in this process."""
     return hasattr(torch.ops.gptx, "topk_attention")
+
+
+def cpu_capability() -> str:
+    """Return which form of the loaded kernels a CPU runs: `avx512`, `avx2` or `default`.
+
+    GPTX_CPU_CAPABILITY names it, or else it is the quickest of `torch.ops.gptx.cpu_variants()`.
+
+    Raises:
+        UserError: the variable names what this CPU cannot run.
+    """
+    try:
+        chosen: str = torch.ops.gptx.cpu_capability()
+    except RuntimeError as error:
+        raise UserError(str(error).partition("\n")[0]) from None
+    return chosen
 
 
 def unusable_on(device: torch.device) -> str | None:

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.ops import Backend
-from megatron_gptx.ops import library
+from megatron_gptx.ops.choice import runs_fused
 from megatron_gptx.ops.fused_linear import Activation
 
 # Asked once: a compiler cannot trace the question.
@@ -32,7 +31,7 @@ def linear(
         bias: (f,), or None.
         activation: what to apply to the product, if anything.
         backend: `fused` for the above, `reference` for plain PyTorch, `auto` for the former where
-            it can run.
+            it can run, and a warning where it cannot.
 
     Returns:
         (..., f) in x's type.
@@ -42,20 +41,14 @@ def linear(
 
     Source of GELU: Hendrycks and Gimpel 2016, arXiv:1606.08415.
     """
-    if backend != "reference":
-        reason = unsupported(x.device.type, x.dtype)
-        if reason is None and not library.loaded():
-            reason = "its kernels are not loaded"
-        if reason is None:
-            m, f = x.shape[-1], weight.shape[0]
-            if weight.shape != (f, m) or (bias is not None and bias.shape != (f,)):
-                raise ValueError(
-                    f"weight must be (f, m) and bias (f,) for x (..., {m}), got "
-                    f"{tuple(weight.shape)} and {None if bias is None else tuple(bias.shape)}"
-                )
-            return torch.ops.gptx.linear(x, weight, bias, activation)
-        if backend == "fused":
-            raise UserError(f"the fused linear cannot run: {reason}; set ops.backend to auto")
+    if runs_fused("linear", backend, unsupported(x.device.type, x.dtype), x.device):
+        m, f = x.shape[-1], weight.shape[0]
+        if weight.shape != (f, m) or (bias is not None and bias.shape != (f,)):
+            raise ValueError(
+                f"weight must be (f, m) and bias (f,) for x (..., {m}), got "
+                f"{tuple(weight.shape)} and {None if bias is None else tuple(bias.shape)}"
+            )
+        return torch.ops.gptx.linear(x, weight, bias, activation)
     return linear_reference(x, weight, bias, activation=activation)
 
 

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.ops import Backend
-from megatron_gptx.ops import library
+from megatron_gptx.ops.choice import runs_fused
 from megatron_gptx.ops.fused_linear_cross_entropy import fused_linear_cross_entropy
 from megatron_gptx.ops.linear import unsupported
 
@@ -25,7 +24,7 @@ def linear_cross_entropy(
         labels: (n,) int64 in [0, v), or `ignored`.
         ignored: the label of a position that does not count.
         backend: `fused` for the kernels, `reference` for plain PyTorch, `auto` for the kernels
-            where they can run.
+            where they can run, and a warning where they cannot.
 
     Returns:
         0-d, at least float32.
@@ -33,14 +32,8 @@ def linear_cross_entropy(
     Raises:
         UserError: the kernels were asked for and cannot run.
     """
-    if backend != "reference":
-        reason = unsupported(x.device.type, x.dtype)
-        if reason is None and not library.loaded():
-            reason = "its kernels are not loaded"
-        if reason is None:
-            return fused_linear_cross_entropy(x, weight, labels, ignored=ignored)
-        if backend == "fused":
-            raise UserError(f"the fused loss cannot run: {reason}; set ops.backend to auto")
+    if runs_fused("loss", backend, unsupported(x.device.type, x.dtype), x.device):
+        return fused_linear_cross_entropy(x, weight, labels, ignored=ignored)
     return linear_cross_entropy_reference(x, weight, labels, ignored=ignored)
 
 

@@ -7,9 +7,8 @@ sees the keys row_start_i <= j <= i.
 import torch
 from torch import Tensor
 
-from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.ops import Backend
-from megatron_gptx.ops import library
+from megatron_gptx.ops.choice import runs_fused
 from megatron_gptx.ops.dropout import survival
 from megatron_gptx.ops.sight import check_selection, key_offset, unseen
 
@@ -41,7 +40,7 @@ def topk_softmax(
         dropout_p: probability that a kept probability is dropped.
         seed: 63 bits that decide which.
         backend: `fused` for the compiled kernel, `reference` for plain PyTorch, `auto` for the
-            kernel where it can run.
+            kernel where it can run, and a warning where it cannot.
 
     Returns:
         (b, h, s, t) in the scores' type.
@@ -53,23 +52,18 @@ def topk_softmax(
     Source: Zhao et al. 2019, "Explicit Sparse Transformer", arXiv:1912.11637, section 3.
     """
     check_selection(scores.shape[-2], scores.shape[-1], top_k)
-    reason = "asked for the reference" if backend == "reference" else unsupported(scores)
-    if reason is None:
+    if runs_fused("top-k softmax", backend, unsupported(scores), scores.device):
         probs, _, _ = torch.ops.gptx.topk_softmax(scores, slopes, top_k, row_start, dropout_p, seed)
         return probs
-    if backend == "fused":
-        raise UserError(f"the fused topk_softmax cannot run: {reason}; set the backend to auto")
     return topk_softmax_reference(
         scores, top_k, slopes=slopes, row_start=row_start, dropout_p=dropout_p, seed=seed
     )
 
 
 def unsupported(scores: Tensor) -> str | None:
-    """Return why the kernel cannot take these scores, or None where it can."""
-    if not library.loaded():
-        return "its kernels are not loaded"
-    if reason := library.unusable_on(scores.device):
-        return reason
+    """Return why the kernel cannot take these scores, or None where it can, once loaded."""
+    if scores.device.type not in ("cpu", "cuda"):
+        return f"there is no kernel for the device type {scores.device.type}"
     if scores.is_cuda and scores.shape[-1] > MOST_CUDA_KEYS:
         return f"the CUDA kernel takes up to {MOST_CUDA_KEYS} keys, not {scores.shape[-1]}"
     if scores.dtype not in (torch.float32, torch.bfloat16, torch.float16):

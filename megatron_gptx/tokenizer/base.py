@@ -42,6 +42,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """What has to be copied to take the tokenizer along; `load_tokenizer` opens the first."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """The SHA-256 of what the ids depend on."""
         ...
@@ -61,6 +66,10 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> Batch:
         """Return the ids of several texts."""
+        ...
+
+    def has_id(self, number: int) -> bool:
+        """Return whether an id stands for something; a vocabulary may have gaps."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -96,7 +105,7 @@ def no_end_of_document(source: object, name: str | None) -> str:
     asked = f"no token {name!r}" if name else "no token that ends a document"
     return (
         f"{source}: {asked}; known names are {', '.join(END_OF_DOCUMENT_NAMES)}; name the token of "
-        "this vocabulary with --eod-token, or train one with tools/train_tokenizer.py"
+        "this vocabulary with --eod-token, or train one with gptx tokenizer"
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ class ByteTokenizer:
     engine = "bytes"
     fingerprint = hashlib.sha256(b"UTF-8 bytes, 256 ends a document").hexdigest()
     special_tokens = frozenset({_END_OF_DOCUMENT})
+    files: tuple[Path, ...] = ()
 
     def __init__(self, *, end_of_document_name: str | None = None) -> None:
         self._name = end_of_document_name
@@ -46,6 +48,10 @@ class ByteTokenizer:
         encoded = [text.encode() for text in texts]
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
         return Batch(np.frombuffer(b"".join(encoded), np.uint8), lengths)
+
+    def has_id(self, number: int) -> bool:
+        """Return whether an id stands for something."""
+        return 0 <= number < self.vocab_size
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some ids; bytes that are not UTF-8 become U+FFFD."""

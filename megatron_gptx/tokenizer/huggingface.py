@@ -39,7 +39,7 @@ class HuggingFaceTokenizer:
         end_of_document_name: str | None = None,
         special_tokens_as_text: bool = True,
     ) -> None:
-        self.path = paths[0]
+        self.path, self.files = paths[0], paths
         try:
             self._tokenizer = _open(*paths)
         except Exception as error:  # the library raises nothing narrower
@@ -95,6 +95,10 @@ class HuggingFaceTokenizer:
     def _encode(self, texts: Sequence[str]) -> Batch:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return batch_of([encoding.ids for encoding in encodings])
+
+    def has_id(self, number: int) -> bool:
+        """Return whether an id stands for something: the ids of a file may have gaps."""
+        return 0 <= number < self.vocab_size and self._tokenizer.id_to_token(number) is not None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some ids, special tokens spelled out."""
@@ -159,7 +163,7 @@ class HuggingFaceTokenizer:
             raise UserError(
                 f"{self.path}: {name!r} cannot be a marker: text becomes it, and this vocabulary "
                 "has no other way to write its characters; name another token, or train a "
-                "vocabulary with tools/train_tokenizer.py"
+                "vocabulary with gptx tokenizer"
             )
         return ids
 

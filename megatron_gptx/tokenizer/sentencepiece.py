@@ -59,7 +59,7 @@ class SentencePieceTokenizer:
         elif guarded:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
         self._guarded = frozenset(guarded)
-        self.path = path
+        self.path, self.files = path, (path,)
         self.fingerprint = files_fingerprint(path)
         self.engine = f"sentencepiece {version('sentencepiece')}"
         self._name = end_of_document_name
@@ -105,6 +105,10 @@ class SentencePieceTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> Batch:
         """Return the ids of several texts."""
         return batch_of(self._processor.encode(list(texts), out_type=int, num_threads=1))
+
+    def has_id(self, number: int) -> bool:
+        """Return whether an id stands for something; some pieces are there to fill gaps."""
+        return 0 <= number < self.vocab_size and not self._decoder.is_unused(number)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some ids; control symbols have none."""

@@ -40,7 +40,7 @@ class TiktokenTokenizer:
         from megatron_gptx.tokenizer.ranks import read_ranks
 
         parameters, self._pretokenizer = read_ranks(path)
-        self.path = path
+        self.path, self.files = path, (path,)
         self.fingerprint = files_fingerprint(path)
         self.engine = f"tiktoken {version('tiktoken')}"
         self._special: dict[str, int] = parameters["special_tokens"]
@@ -78,6 +78,14 @@ class TiktokenTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> Batch:
         """Return the ids of several texts."""
         return batch_of([self.encode(text) for text in texts])
+
+    def has_id(self, number: int) -> bool:
+        """Return whether an id stands for something: special tokens may leave gaps."""
+        try:
+            self._encoding.decode_single_token_bytes(number)
+        except (KeyError, OverflowError):
+            return False
+        return True
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some ids, special tokens spelled out."""

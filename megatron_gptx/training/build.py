@@ -19,7 +19,7 @@ from megatron_gptx.model.sequential import GPTXSequential
 from megatron_gptx.ops.layer_norm import layer_norm_note
 from megatron_gptx.training.deepspeed_config import deepspeed_config, zero_stage_note
 from megatron_gptx.training.engine import Engine, PipelineRun, SequentialRun
-from megatron_gptx.training.gradient_norm import GlobalNormClipping
+from megatron_gptx.training.gradient_norm import GlobalNormClipping, let_stages_differ
 from megatron_gptx.training.optimizer import choose_adamw, parameter_groups
 
 
@@ -61,10 +61,12 @@ def initialize(
     optimizer = _build_optimizer(config, model, process.device, say)
     if clipping is not None:
         optimizer.register_step_pre_hook(clipping)
+    filled = [bool(group["params"]) for group in optimizer.param_groups]
     settings = deepspeed_config(config)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=settings, dist_init_required=False
     )
+    let_stages_differ(engine.optimizer, filled, process.device)
     return engine
 
 
@@ -97,6 +99,7 @@ def _pipelined(config: Config, process: Process, say: Callable[[str], None]) -> 
             num_layers=config.model.num_pipeline_layers,
             max_norm=config.optimizer.gradient_clipping,
             stages=model.stage_group(),
+            device=process.device,
         )
     return PipelineRun(initialize(config, model, process, say=say, clipping=clipping))
 

@@ -1,33 +1,51 @@
 """A training run, from a configuration to its last checkpoint."""
 
+import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from megatron_gptx.checkpoint.layout import CheckpointError, newest, step_name, write_synced
-from megatron_gptx.checkpoint.load import go_back, resume
+from megatron_gptx.checkpoint.changes import same_evaluation
+from megatron_gptx.checkpoint.layout import (
+    Checkpoint,
+    CheckpointError,
+    newest,
+    step_name,
+    write_synced,
+)
+from megatron_gptx.checkpoint.load import go_back, initialize, resume
+from megatron_gptx.checkpoint.run_tokenizer import keep_tokenizer
 from megatron_gptx.checkpoint.save import Saver
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import UserError, why
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.data.blend import BlendedDataset, table
 from megatron_gptx.data.build import Datasets, build_datasets
 from megatron_gptx.data.files import write_aside
+from megatron_gptx.data.fingerprint import fingerprints
 from megatron_gptx.data.loader import MicroBatch, StepLoader
+from megatron_gptx.data.validation import over_all
 from megatron_gptx.distributed.faults import fault_point
 from megatron_gptx.distributed.log import fresh_marker
 from megatron_gptx.distributed.process import Process
 from megatron_gptx.distributed.status import StoppedError
 from megatron_gptx.training.build import build_engine
 from megatron_gptx.training.determinism import repeatable
-from megatron_gptx.training.evaluate import evaluate
+from megatron_gptx.training.evaluate import (
+    Readings,
+    evaluate,
+    metrics,
+    report,
+    validation_readings,
+)
 from megatron_gptx.training.faults import flip_a_bit, poison_gradients
 from megatron_gptx.training.guard import Guard
 from megatron_gptx.training.monitor import Monitor
 from megatron_gptx.training.replicas import check_replicas
-from megatron_gptx.training.schedule import learning_rate
-from megatron_gptx.training.state import TrainingState
+from megatron_gptx.training.schedule import learning_rate, rate_change
+from megatron_gptx.training.state import Best, TrainingState
 from megatron_gptx.training.stop import Stop
 from megatron_gptx.training.stragglers import Stragglers
 from megatron_gptx.training.writers import Writer, open_writers
@@ -59,16 +77,38 @@ class Pretraining:
         poison_gradients(self.engine.deepspeed.module)
         alone = config.parallel.zero_stage < 3
         self.stragglers = Stragglers(self.engine.deepspeed.module, process.device, alone=alone)
-        self.saver = Saver(self.engine.deepspeed, config, replica=self.engine.replica, say=self.say)
+        data = fingerprints(config.data) if self.leader else None
+        self.saver = Saver(
+            self.engine.deepspeed, config, replica=self.engine.replica, say=self.say, data=data
+        )
         self.state, self.save_is_due = TrainingState(), False
+        self.best: Best | None = None
         self.watch.begin("load", 0)
-        if saved := resume(self.engine.deepspeed, config=config, say=self.say):
-            self.state = TrainingState(**saved.manifest["state"])
-            self.guard.restore(saved.manifest["guard"])
-            self.save_is_due = saved.manifest["guard"].get("save_is_due", False)
-        elif self.leader and config.checkpoint.start == "fresh":
+        self._load(data)
+        if self.leader and config.checkpoint.begins:
             job = os.environ.get("SLURM_JOB_ID", "")
             write_synced(fresh_marker(Path(config.output.run_dir)), job.encode())
+
+    def _load(self, data: Mapping[str, Any] | None) -> None:
+        """Go on from a checkpoint of this run, or begin with weights of another one if asked to."""
+        config, engine = self.config, self.engine.deepspeed
+        source = config.checkpoint.initialize_from
+        if saved := resume(engine, config=config, say=self.say, data=data):
+            self._restore(saved)
+            self.guard.restore(saved.manifest["guard"])
+            self.save_is_due = saved.manifest["guard"].get("save_is_due", False)
+            if note := rate_change(saved.manifest["config"], config, step=saved.step):
+                self.say(note)
+        elif source is not None:
+            found = initialize(engine, Path(source), config=config)
+            self.say(f"initial weights: {found.path}")
+
+    def _restore(self, saved: Checkpoint) -> None:
+        """Take over counters, and the best checkpoint so far where losses can be compared."""
+        self.state = TrainingState(**saved.manifest["state"])
+        comparable = self.config.checkpoint.keep_best and same_evaluation(saved, self.config)
+        best = saved.manifest.get("best") if comparable else None
+        self.best = None if best is None else Best(best["step"], best["valid_loss"])
 
     def run(self) -> None:
         """Take the steps that are left."""
@@ -79,7 +119,9 @@ class Pretraining:
         if self.state.step:
             self.say(f"resumed at step {self.state.step}")
         if self.leader:
-            write_aside(Path(self.config.output.run_dir) / "config.yml", dump(self.config))
+            self._write_config()
+            if note := keep_tokenizer(self.config.data, self.config.output.run_dir):
+                self.say(note)
         data = build_datasets(
             self.config.data,
             seq_length=self.config.model.seq_length,
@@ -98,9 +140,16 @@ class Pretraining:
                 "command to go on"
             )
 
+    def _write_config(self) -> None:
+        path = Path(self.config.output.run_dir) / "config.yml"
+        try:
+            write_aside(path, dump(self.config))
+        except OSError as error:  # a full disk; every checkpoint holds the configuration too
+            self.say(f"not written: {path}: {why(error)}")
+
     def _take_steps(self, train: StepLoader, data: Datasets) -> str:
         """Train to the last step, or until the run is asked to end; return why it ends early."""
-        valid = self._loader(data.valid) if data.valid else None
+        valid = validation_readings(self.config, data.valid, self._loader)
         writers = self._open_writers()
         batches = train.steps(self.state.samples)
         self.monitor.start(self.state)
@@ -111,7 +160,7 @@ class Pretraining:
             row["data_seconds"] = round(data_seconds, 6)
             reason = self._asked_to_end()
             if valid and not reason and self._due(self.config.evaluation.interval):
-                row["valid_loss"] = self._evaluate(valid)
+                row |= self._evaluate(valid)
                 reason = self._asked_to_end()
             for writer in writers:
                 writer.write(row)
@@ -125,6 +174,7 @@ class Pretraining:
                     self._save(must=True)
             else:
                 self._save(must=bool(reason))
+        self.watch.begin("metrics", self.state.step)  # others wait for a network
         _close(writers)
         return reason
 
@@ -168,17 +218,15 @@ class Pretraining:
             **_achieved(data, self.state.samples),
         }
 
-    def _evaluate(self, valid: StepLoader) -> float:
-        loss = evaluate(
-            self.engine,
-            valid,
-            self.config.evaluation.batches,
-            watch=self.watch,
-            step=self.state.step,
-        )
-        self.say(f"step {self.state.step}: validation loss {loss:.4f}")
+    def _evaluate(self, valid: Readings) -> dict[str, float]:
+        losses = evaluate(self.engine, valid, watch=self.watch, step=self.state.step)
+        self.say(report(losses, self.state.step))
+        loss = over_all(losses)
+        best = math.isfinite(loss) and (self.best is None or loss < self.best.valid_loss)
+        if best and self.config.checkpoint.keep_best and not self.guard.in_a_row:
+            self.best, self.save_is_due = Best(self.state.step, loss), True
         self.monitor.start(self.state)
-        return loss
+        return metrics(losses)
 
     def _save(self, *, must: bool) -> None:
         """Compare the replicas and save, where one of the two is due."""
@@ -198,7 +246,8 @@ class Pretraining:
             if self.guard.in_a_row:
                 guard |= {"save_is_due": self.save_is_due, "return_to": self._sound_step()}
             self.save_is_due = False
-            self.saver.save(self.state._asdict(), last=last or must, guard=guard)
+            best = self.best and self.best._asdict()
+            self.saver.save(self.state._asdict(), last=last or must, guard=guard, best=best)
             self.monitor.start(self.state)
 
     def _sound_step(self) -> int | None:
@@ -223,7 +272,7 @@ class Pretraining:
         self.guard.rewind()
         self.saver.finish()
         self.watch.begin("load", 0)
-        saved = go_back(self.engine.deepspeed, config=self.config, say=self.say)
+        saved = go_back(self.engine.deepspeed, config=self.config)
         left, options = self.state, self.guard.options
         if saved is None:
             raise UserError(
@@ -231,7 +280,8 @@ class Pretraining:
                 "there is no checkpoint to go back to: look at the data named above, or lower "
                 "optimizer.lr"
             )
-        self.state = TrainingState(**saved.manifest["state"])._replace(samples=left.samples)
+        self._restore(saved)
+        self.state = self.state._replace(samples=left.samples)
         self.save_is_due = False  # it is as if the step had just been saved
         self.monitor.note(
             f"step {left.step}: back to step {saved.step}, on behind sample {left.samples - 1} "
@@ -255,7 +305,9 @@ class Pretraining:
         )
 
     def _open_writers(self) -> list[Writer]:
-        return open_writers(self.config, resumed_step=self.state.step) if self.leader else []
+        if not self.leader:
+            return []
+        return open_writers(self.config, resumed_step=self.state.step, say=self.say)
 
 
 def _close(writers: Sequence[Writer]) -> None:

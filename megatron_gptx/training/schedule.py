@@ -1,7 +1,10 @@
 """Learning rates as pure functions of the step."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
+from megatron_gptx.config.schema import Config
 from megatron_gptx.config.training import ScheduleConfig
 
 
@@ -29,6 +32,32 @@ def learning_rate(step: int, *, peak: float, steps: int, schedule: ScheduleConfi
     if schedule.name in ("linear", "wsd"):
         return peak + (floor - peak) * done
     return floor + (peak - floor) * (1 + math.cos(math.pi * done)) / 2
+
+
+def rate_change(saved: Mapping[str, Any], config: Config, *, step: int) -> str | None:
+    """Return how the learning rate jumps where a run goes on with other options, or None.
+
+    Args:
+        saved: the configuration of the checkpoint, as it was saved.
+        config: the configuration now.
+        step: the step of the checkpoint.
+    """
+    assert config.training.steps is not None, "the launcher turns epochs into steps"
+    try:
+        schedule = ScheduleConfig.model_validate(saved.get("schedule", {}))
+        peak, steps = float(saved["optimizer"]["lr"]), int(saved["training"]["steps"])
+    except (KeyError, TypeError, ValueError):
+        return None  # of a version that knew other schedules
+    planned = learning_rate(step, peak=peak, steps=steps, schedule=schedule)
+    rate = learning_rate(
+        step, peak=config.optimizer.lr, steps=config.training.steps, schedule=config.schedule
+    )
+    if math.isclose(rate, planned, rel_tol=1e-9) or step >= config.training.steps:
+        return None
+    return (
+        f"the learning rate of step {step + 1} is {rate:.3g}; with the options of the checkpoint "
+        f"it would be {planned:.3g}"
+    )
 
 
 def decay_length(steps: int, schedule: ScheduleConfig) -> int:

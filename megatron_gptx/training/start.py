@@ -12,7 +12,7 @@ from megatron_gptx.training.stop import Stop
 
 def main() -> None:
     """Run one rank; the launcher passes the configuration."""
-    parser = argparse.ArgumentParser(description="Started by deepy.py, once per rank.")
+    parser = argparse.ArgumentParser(description="Started by the launcher, once per rank.")
     parser.add_argument("--config", required=True, help="configuration packed by the launcher")
     run_rank(parser.parse_args().config)
 

@@ -15,3 +15,10 @@ class TrainingState(NamedTuple):
         return TrainingState(
             self.step + 1, self.samples + num_samples, self.tokens + num_samples * seq_length
         )
+
+
+class Best(NamedTuple):
+    """The step of a run whose validation loss is the lowest so far."""
+
+    step: int
+    valid_loss: float

@@ -1,6 +1,5 @@
 """Ending early without losing anything: signals and requests, agreed on by all ranks."""
 
-import contextlib
 import os
 import select
 import signal
@@ -14,6 +13,7 @@ from megatron_gptx.distributed.log import (
     TIME_LIMIT,
     failure_marker,
     first_to_fail,
+    leave_marker,
     stop_request,
     stopped_marker,
 )
@@ -22,7 +22,7 @@ from megatron_gptx.distributed.status import FAILED, INTERRUPTED, STOPPED
 if TYPE_CHECKING:
     import torch
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 # The place of a reason is the number that ranks agree on.
 REASONS = ("", *(signum.name for signum in SIGNALS), TIME_LIMIT, "logs/.stop")
 POLL_SECONDS = 0.5
@@ -99,10 +99,10 @@ class Stop:
     def _leave(self, reason: str) -> NoReturn:
         if failure_marker(self.run_dir).exists():
             os._exit(FAILED)
-        with contextlib.suppress(OSError):
-            stopped_marker(self.run_dir).write_text(
-                f"stopped by {reason} before a step was taken; run the same command to go on"
-            )
+        leave_marker(
+            stopped_marker(self.run_dir),
+            f"stopped by {reason} before a step was taken; run the same command to go on",
+        )
         first_to_fail(self.run_dir)  # a peer that misses this rank has nothing to explain
         os._exit(STOPPED)
 

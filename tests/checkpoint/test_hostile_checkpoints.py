@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from megatron_gptx.checkpoint.changes import changed_options, check_model
 from megatron_gptx.checkpoint.layout import (
     LARGEST_MANIFEST,
     Checkpoint,
@@ -17,7 +18,6 @@ from megatron_gptx.checkpoint.layout import (
     read,
     write_synced,
 )
-from megatron_gptx.checkpoint.load import changed_options, check_model
 from tests.checkpoints import (
     OPTIMIZER_FILE,
     WEIGHTS_FILE,
@@ -103,6 +103,10 @@ MANIFESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a long format": lambda m: {**m, "format": "x" * 10**6},
     "a return to a step that is text": lambda m: {**m, "guard": {"return_to": "../1"}},
     "a save that is due by a number": lambda m: {**m, "guard": {"save_is_due": 1}},
+    "a best checkpoint without a loss": lambda m: {**m, "best": {"step": 1}},
+    "a best loss that is none": lambda m: {**m, "best": {"step": 1, "valid_loss": math.nan}},
+    "a best step that is text": lambda m: {**m, "best": {"step": "../1", "valid_loss": 1.0}},
+    "fingerprints that are a list": lambda m: {**m, "data": [1]},
     "another step": lambda m: {**m, "state": {**m["state"], "step": 7}},
 }
 

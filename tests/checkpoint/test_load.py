@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from megatron_gptx.checkpoint.changes import changed_options, check_model
+from megatron_gptx.checkpoint.choice import candidates
 from megatron_gptx.checkpoint.layout import (
     Checkpoint,
     CheckpointError,
@@ -19,12 +21,7 @@ from megatron_gptx.checkpoint.layout import (
     step_name,
     step_of,
 )
-from megatron_gptx.checkpoint.load import (
-    candidates,
-    changed_options,
-    check_model,
-    load_layers,
-)
+from megatron_gptx.checkpoint.load import load_layers
 from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.launcher.command import encode

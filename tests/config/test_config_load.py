@@ -101,7 +101,7 @@ def test_a_whole_number_is_an_integer_however_it_is_written(base, text):
     [("3e-4", 3e-4), ("1e-5", 1e-5), ("1e8", 1e8), (".5", 0.5), ("1.", 1.0), ("2E-3", 2e-3)],
 )
 def test_an_exponent_makes_a_number(base, text, value):
-    assert load([base], [f"optimizer.lr={text}"]).optimizer.lr == value
+    assert load([base], [f"optimizer.weight_decay={text}"]).optimizer.weight_decay == value
 
 
 @pytest.mark.parametrize("text", ["off", "no", "yes", "on", "2026-01-01", "12:30:00", "1_000"])

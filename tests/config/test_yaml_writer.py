@@ -55,7 +55,7 @@ def test_text_that_looks_like_something_else_stays_text(tmp_path, text):
 @pytest.mark.parametrize("number", [1e-8, 1e16, 1.5e300, 5e-324, 0.1, 1e8, 2.0, 12345678.9])
 def test_a_float_comes_back_bit_by_bit(tmp_path, number):
     config = Config.model_validate(
-        {**SMALL, "optimizer": {"lr": number}, "deepspeed": {"x": number}}
+        {**SMALL, "optimizer": {"lr": 1, "weight_decay": number}, "deepspeed": {"x": number}}
     )
     again = reload(config, tmp_path)
     assert again == config

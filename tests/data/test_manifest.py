@@ -12,7 +12,6 @@ from megatron_gptx.config.errors import UserError
 from megatron_gptx.data.build import build_datasets
 from megatron_gptx.data.indexed_dataset import IndexedDataset
 from megatron_gptx.data.manifest import (
-    ends_of_documents,
     manifest_path,
     read_manifest,
     write_manifest,
@@ -157,7 +156,6 @@ def test_filling_in_the_middle_keeps_the_end_that_the_dataset_was_made_with(make
     dataset = make("--eod-token", "<EOT>")
     end = load_tokenizer("t.json").id_of("<EOT>")
     assert end != load_tokenizer("t.json").end_of_document
-    assert ends_of_documents(["data", "absent"]) == {end}
     data = DataConfig(
         train="data", tokenizer="t.json", packing="document", fill_in_the_middle={"rate": 1.0}
     )
@@ -191,7 +189,7 @@ def test_a_token_that_text_becomes_cannot_be_a_sentinel(make):
     make()
     names = {"prefix": "the", "rate": 1.0}
     data = DataConfig(train="data", tokenizer="t.json", fill_in_the_middle=names)
-    with pytest.raises(UserError, match=r"no token 'the', .*that no text becomes"):
+    with pytest.raises(UserError, match=r"no token 'the' that no text becomes"):
         build_datasets(data, seq_length=8, seed=1)
 
 

@@ -2,8 +2,13 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +49,32 @@ def test_every_unit_gives_its_result(workers):
         results = dict(pool.run(range(7)))
     assert results == {i: i + 100 for i in range(7)}
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("length", [75, 76, 200])
+def test_workers_start_however_long_the_name_of_the_temporary_folder_is(length):
+    # A socket's name has 107 bytes at most, and multiprocessing adds 32 to the folder's.
+    short = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder = short / ("x" * (length - len(str(short)) - 1))
+    folder.mkdir()
+    code = """
+import operator
+from megatron_gptx.data.workers import WorkerPool
+with WorkerPool(operator.itemgetter, 0, 2) as pool:
+    print(sorted(result for _, result in pool.run(["abc", "def"])))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    left = list(folder.iterdir())
+    shutil.rmtree(short)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "['a', 'd']\n", "")
+    assert left == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.distributed.log import first_to_fail
+from megatron_gptx.distributed.process import lost_a_peer
 from tests.runs import start_ranks
 
 
@@ -177,7 +179,7 @@ def test_a_rank_knows_its_numbers_whatever_started_it(started):
 def test_a_process_that_is_no_rank_is_told_so():
     from megatron_gptx.distributed.process import name_rank
 
-    with pytest.raises(UserError, match=r"RANK is not set: ranks are started by ./deepy.py"):
+    with pytest.raises(UserError, match=r"RANK is not set: ranks are started by gptx train"):
         name_rank({}, LaunchConfig())
 
 
@@ -187,3 +189,31 @@ def test_ranks_join_without_running_a_compiler(tmp_path):
     compiler.chmod(0o700)
     assert start_ranks(join_beside_a_compiler, 2, tmp_path, compiler) == [0, 0]
     assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("gloo: Connection closed by peer [127.0.0.1]:1234"), True),
+        (RuntimeError("writev: Broken pipe"), True),
+        (BrokenPipeError(32, "Broken pipe"), False),
+        (ConnectionResetError(104, "Connection reset by peer"), False),
+        (ValueError("that was unexpected"), False),
+    ],
+)
+def test_only_an_error_of_a_collective_means_a_lost_peer(error, lost):
+    assert lost_a_peer(error) == lost
+
+
+def test_a_port_that_another_program_has_taken_meanwhile_is_named(tmp_path, monkeypatch):
+    (tmp_path / "logs").mkdir()
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setattr("tests.runs.free_port", lambda: port)
+        (status,) = start_ranks(join_and_do, 1, tmp_path, "talk", screen=tmp_path / "screen")
+    assert status == 2
+    said = (tmp_path / "screen").read_text()
+    assert f"error on rank 0: launch.master_port: port {port} of this node" in said
+    assert "EADDRINUSE" not in said

@@ -1,9 +1,12 @@
 """The image's files refer to what exists, and its Python step installs what is pinned."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALL = ROOT / "docker" / "install.sh"
+ENTRY = ROOT / "docker" / "entrypoint.sh"
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -91,6 +95,73 @@ def test_the_image_does_not_run_as_root():
     assert words.index("USER") > max(i for i, word in enumerate(words) if word == "RUN")
 
 
+def test_the_image_starts_its_command_through_the_entry_point():
+    (entry,) = rest_of("ENTRYPOINT")
+    assert json.loads(entry) == ["/workspace/docker/entrypoint.sh"]
+    assert "PROJECT=/workspace" in " ".join(rest_of("ENV")).split()
+
+
+@pytest.fixture
+def workspace():
+    """Make a project folder with `data` and `runs` that another user can reach, unlike tmp_path."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    for name in ("data", "runs"):
+        (folder / name).mkdir(mode=0o755)
+    shutil.copy(ENTRY, folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def enter(workspace: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run the entry point as a user who is not root."""
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    return subprocess.run(
+        [*(user if os.geteuid() == 0 else []), "bash", workspace / ENTRY.name, *command],
+        env={"PATH": os.environ["PATH"], "PROJECT": str(workspace)},
+        cwd=workspace,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def open_to_all(*folders: Path) -> None:
+    for folder in folders:
+        folder.chmod(0o777)
+
+
+def test_the_entry_point_runs_the_command_with_its_words_and_its_status(workspace):
+    open_to_all(workspace / "data", workspace / "runs")
+    done = enter(workspace, "bash", "-c", 'printf "%s|" "$@"; exit 75', "-", "two words", "")
+    assert (done.returncode, done.stdout, done.stderr) == (75, "two words||", "")
+
+
+@pytest.mark.parametrize("state", ["belongs to another", "is not there", "is a file"])
+def test_runs_that_cannot_be_written_end_with_status_2_and_what_to_do(workspace, state):
+    runs = workspace / "runs"
+    if state == "belongs to another":
+        runs.chmod(0o555)
+    else:
+        runs.rmdir()
+    if state == "is a file":
+        runs.touch()
+    done = enter(workspace, "touch", "started")
+    user = 65534 if os.geteuid() == 0 else os.geteuid()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{runs} cannot be written by user {user}: it belongs to user " in done.stderr
+    assert f"sudo chown -R {user} data runs" in done.stderr
+    assert not (workspace / "started").exists()
+
+
+def test_data_that_can_only_be_read_is_said_and_suffices(workspace):
+    open_to_all(workspace / "runs")
+    (workspace / "data").chmod(0o555)
+    done = enter(workspace, "echo", "started")
+    assert (done.returncode, done.stdout) == (0, "started\n")
+    assert f"{workspace}/data cannot be written by user" in done.stderr
+
+
 def test_the_compose_file_has_a_gpu_and_a_cpu_profile_of_this_image():
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
     arguments = {line.partition("=")[0] for line in rest_of("ARG")}
@@ -121,6 +192,30 @@ def test_the_python_step_finds_every_pinned_package_installed_here():
         PIP_NO_BUILD_ISOLATION="0",
         PIP_CONFIG_FILE=os.devnull,
     )
+    assert result.returncode == 0, result.stderr
+    assert "Would install megatron_gptx" in result.stdout.replace("-", "_")
+
+
+def test_the_python_step_comes_before_the_sources_and_finds_all_that_setup_names(tmp_path):
+    before = [line for line in rest_of("COPY") if not line.endswith("docker/install.sh")][:2]
+    for line in before:
+        *sources, target = line.split()
+        (tmp_path / target).parent.mkdir(parents=True, exist_ok=True)
+        for source in sources:
+            place = tmp_path / target
+            shutil.copy(ROOT / source, place)
+    # What the step would install is known once pip has asked setup.py about the project.
+    asked = {
+        "VENV": sys.prefix,
+        "PROJECT": str(tmp_path),
+        "EXTRAS": "gpu",
+        "PIP_DRY_RUN": "1",
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_DEPS": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",
+        "PIP_CONFIG_FILE": os.devnull,
+    }
+    result = install("requirements", **asked)
     assert result.returncode == 0, result.stderr
     assert "Would install megatron_gptx" in result.stdout.replace("-", "_")
 

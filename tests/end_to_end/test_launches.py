@@ -77,13 +77,19 @@ def test_the_run_folder_holds_all_that_is_needed_to_understand_the_run(launches,
 
 def test_a_mistake_that_ranks_find_is_one_message_though_one_failed_before(launches, place):
     (place.folder / "run" / "logs" / ".failed").touch()
-    launch = place.launch("train.py", "--set", "model.hidden_size=64")
+    launch = place.launch("train.py", "--set", "checkpoint.upload=nosuch://bucket")
     assert launch.status == 2
     both = launch.shown + launch.said
-    assert both.count("model.hidden_size: 32 in the checkpoint, 64 in the configuration") == 1
+    assert both.count("checkpoint.upload: nosuch://bucket cannot be used") == 1
     assert both.count("error") == 1
     assert "Traceback" not in both
     assert place.is_empty()
+
+
+def test_a_checkpoint_of_another_model_is_found_before_a_rank_starts(launches, place):
+    launch = place.launch("train.py", "--set", "model.hidden_size=64")
+    assert (launch.status, launch.shown) == (2, "")
+    assert "model.hidden_size: is 64, but the model in " in launch.said
 
 
 MISTAKES = {

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_gptx.checkpoint.layout import checkpoints, step_of
 from megatron_gptx.config.schema import Config
@@ -116,8 +117,11 @@ def test_bad_steps_in_a_row_send_a_run_back_behind_their_samples(corpus, tmp_pat
     # Steps 5 to 7, each once: at their second time they go well.
     once = [f"nan:at=gradient:rank=1:step={n}:once={tmp_path / str(n)}" for n in (4, 5, 6)]
     fault(" ".join(once))
-    rows = train(tiny_config(corpus, tmp_path / "a", **options, training__steps=10))
+    drawn = {"logging__tensorboard": True, "training__steps": 10}
+    rows = train(tiny_config(corpus, tmp_path / "a", **options, **drawn))
     assert [row["step"] for row in rows] == list(range(1, 11))
+    events = EventAccumulator(str(tmp_path / "a" / "tensorboard")).Reload().Scalars("loss")
+    assert [event.step for event in events] == list(range(1, 11))
     assert [row["bad_steps"] for row in rows] == [0] * 4 + [3] * 6
     log = (tmp_path / "a" / "logs" / "rank-0.log").read_text()
     assert "step 7: back to step 4, on behind sample 55 (return 1 of at most 3)" in log

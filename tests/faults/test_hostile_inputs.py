@@ -114,7 +114,7 @@ def test_run_folders(attempts, root, capfd):
             assert_one_message(status, capfd.readouterr().err)
             if status == 0:
                 config = load([root / "tiny.yml"], [f"output.run_dir={quoted}"])
-                assert config.output.run_dir == text
+                assert config.output.run_dir == str(Path(text).expanduser())
             else:
                 raise UserError("refused")
     attempts.assert_refused_or_inert(at_least_refused=7)

@@ -82,7 +82,7 @@ def test_a_run_that_began_afresh_goes_on_from_its_own_checkpoints(place, tmp_pat
     for words in ((), ("--requeue",)):
         other = launch(place, run_dir, 1, "", *fresh, *words, **slurm)
         assert other.status == MISTAKE
-        assert "checkpoint.start is 'fresh', but " in other.shown
+        assert "checkpoint.start: is 'fresh', but " in other.said
         assert "restart" not in other.shown
 
 
@@ -140,8 +140,6 @@ def test_without_restarts_a_crash_is_the_end(place, tmp_path):
 
 
 def test_a_mistake_is_not_made_again(place, tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "latest").write_text("nonsense")
-    done = launch(place, tmp_path, 3, "")
+    done = launch(place, tmp_path, 3, "", "--set", "checkpoint.upload=nosuch://bucket")
     assert done.status == MISTAKE
     assert "restart 1" not in done.shown

@@ -46,7 +46,12 @@ tasks = [
 ]
 sys.exit(max(task.wait() % 256 for task in tasks))
 """
-PROGRAMS = {"pdsh": PDSH, "srun": SRUN, "ssh": "#!/bin/sh\n", "sinfo": "#!/bin/sh\n"}
+PROGRAMS = {
+    "pdsh": PDSH,
+    "srun": SRUN,
+    "ssh": "#!/bin/sh\necho hostname 127.0.0.1\n",
+    "sinfo": "#!/bin/sh\n",
+}
 
 
 @pytest.fixture(params=["pdsh", "slurm"])

@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from megatron_gptx.checkpoint.layout import checkpoint_folder, damage, newest
-from megatron_gptx.distributed.status import INTERRUPTED, STOPPED
+from megatron_gptx.distributed.status import INTERRUPTED, MISTAKE, STOPPED
 from tests.launches import ROOT, Place, has_rows, wait_for
 
 CHAOS = bool(os.environ.get("GPTX_CHAOS"))
@@ -114,12 +114,41 @@ def test_a_signal_to_any_process_of_a_run_saves_the_step_and_ends_with_75(run, w
     started.assert_stopped("SIGTERM")
 
 
-def test_a_signal_that_deepspeed_does_not_know_may_go_to_every_process(run):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+def test_a_run_that_nobody_watches_any_more_loses_nothing(run, signum):
+    """As after Ctrl-C with `| tee`, after `| head`, and where the terminal is closed."""
+    started = run("evaluation.interval=2")
+    wait_for(started.trains)
+    for stream in (started.launcher.stdout, started.launcher.stderr):
+        stream.close()
+    rows = started.run_dir / "metrics.jsonl"
+    before = len(rows.read_text().splitlines())
+    wait_for(lambda: len(rows.read_text().splitlines()) > before + 2)
+    started.launcher.send_signal(signum)
+    assert started.launcher.wait(timeout=120) == STOPPED
+    wait_for(started.place.is_empty, seconds=5)
+    assert newest(started.run_dir).step == json.loads(rows.read_text().splitlines()[-1])["step"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_that_deepspeed_does_not_know_may_go_to_every_process(run, signum):
     started = run()
     wait_for(started.trains)
     for pid in started.place.processes():
-        os.kill(pid, signal.SIGUSR1)
-    started.assert_stopped("SIGUSR1")
+        os.kill(pid, signum)
+    started.assert_stopped(signum.name)
+
+
+def test_a_second_launch_in_the_folder_of_a_run_is_refused_and_does_it_no_harm(run, place):
+    first = run()
+    wait_for(first.trains)
+    second = Run(place, first.run_dir)
+    _, said = second.launcher.communicate(timeout=60)
+    assert second.launcher.returncode == MISTAKE
+    assert f"in use by another launch (process {first.launcher.pid} of" in said
+    for pid in place.processes():
+        os.kill(pid, signal.SIGTERM)
+    first.assert_stopped("SIGTERM")
 
 
 def test_a_file_in_the_run_folder_stops_a_run(run):

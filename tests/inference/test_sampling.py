@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.output import GenerationConfig
 from megatron_gptx.inference.sampling import sample
 
@@ -36,6 +37,28 @@ def test_temperature_sharpens_and_flattens():
     assert sharp == pytest.approx(16 / 22, abs=4 * (0.25 / 2000) ** 0.5)
     flat = draws(temperature=1e6).count(1) / 2000
     assert flat == pytest.approx(1 / 4, abs=4 * (0.25 / 2000) ** 0.5)
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-40, 1e-300, 5e-324])
+def test_a_temperature_near_0_takes_the_likeliest(temperature):
+    assert set(draws(temperature=temperature, count=10)) == {1}
+    assert set(draws(1e6 * LOGITS, temperature=temperature, top_p=0.9, count=10)) == {1}
+
+
+def test_an_id_whose_logit_is_minus_infinity_is_never_drawn():
+    masked = LOGITS.clone()
+    masked[1] = float("-inf")
+    assert set(draws(masked, temperature=1e6)) == {0, 2, 3}
+    assert set(draws(masked, temperature=0.0, count=10)) == {3}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", ["nan", "inf"])
+def test_logits_that_are_not_finite_are_a_message(temperature, bad):
+    logits = LOGITS.clone()
+    logits[2] = float(bad)
+    with pytest.raises(UserError, match=f"the model's largest logit is {bad}"):
+        draws(logits, temperature=temperature, count=1)
 
 
 def test_top_k_leaves_k_tokens():

@@ -3,6 +3,7 @@
 import base64
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from megatron_gptx.launcher.command import (
     rendezvous,
 )
 from megatron_gptx.launcher.devices import Placement
+from megatron_gptx.launcher.hosts import module_command
 from tests.runs import tiny_config
 
 CPU = Placement("cpu", replicas=1, ranks=2)
@@ -42,9 +44,19 @@ def test_a_packed_configuration_is_one_word_that_no_shell_touches(config):
 
 def test_one_node_is_started_without_a_runner(config):
     command = launch_command(config, CPU, Path("train.py"), [])
-    assert command[1:3] == ["-m", "deepspeed.launcher.launch"]
+    assert command[:3] == module_command("deepspeed.launcher.launch")
     assert world_of(command) == {"localhost": [0, 1]}
     assert command[command.index("train.py") :] == ["train.py", "--config", encode(config)]
+
+
+@pytest.mark.parametrize("module", ["deepspeed.launcher.launch", "deepspeed.launcher.runner"])
+def test_what_starts_ranks_imports_nothing_from_the_current_folder(tmp_path, module):
+    for name in ("deepspeed", "queue", "random", "runpy", "tokenize"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('a user has other plans')")
+    command = [*module_command(module), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: " in done.stdout
 
 
 def test_two_launches_take_different_free_ports(config):
@@ -90,7 +102,7 @@ def test_hosts_are_started_by_deepspeeds_runner(tmp_path):
         launch__launcher_args="--exclusive",
     )
     command = launch_command(config, Placement("cuda", 1, 2), Path("train.py"), [])
-    assert command[1:3] == ["-m", "deepspeed.launcher.runner"]
+    assert command[:3] == module_command("deepspeed.launcher.runner")
     assert {"--launcher=slurm", "--master_addr=node1", "--launcher_args=--exclusive"} <= {*command}
     hostfile = Path(command[command.index("--hostfile") + 1])
     assert hostfile == tmp_path / "logs" / "hostfile"

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_gptx.config.errors import UserError
+from megatron_gptx.distributed.ownership import take_over
 from megatron_gptx.distributed.status import FAILED, FINISHED, HUNG, MISTAKE, STOPPED
 from megatron_gptx.launcher import ranks
 from megatron_gptx.launcher.devices import Placement
@@ -106,6 +108,8 @@ def test_ranks_that_end_for_good_are_not_started_again(launch, end):
         ("fresh", None, "fresh fresh intact "),
         ("fresh", "17", "auto intact intact "),
         ("fresh", "18", "fresh fresh intact "),
+        ("step-2", None, "step-2 step-2 intact "),
+        ("step-2", "17", "auto intact intact "),
     ],
 )
 def test_ranks_that_began_afresh_go_on_from_their_own_checkpoints(
@@ -146,11 +150,38 @@ def test_the_request_of_an_earlier_launch_is_forgotten(launch, tmp_path):
     assert not (tmp_path / "logs" / ".stop").exists()
 
 
+def test_a_launch_into_the_folder_of_another_one_is_refused_and_changes_nothing(launch, tmp_path):
+    (tmp_path / "logs").mkdir()
+    names = (".failed", ".finished", ".stopped", ".stop")
+    with take_over(tmp_path):
+        for name in names:
+            (tmp_path / "logs" / name).write_text(name)
+        with pytest.raises(UserError, match="in use by another launch"):
+            launch("finished:0")
+    assert [(tmp_path / "logs" / name).read_text() for name in names] == list(names)
+    assert not list(tmp_path.glob("start-*"))
+
+
 def test_requests_leave_the_handlers_of_signals_alone():
     before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
     with StopRequests():
         pass
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize(
+    ("signum", "reasons"),
+    [(signal.SIGINT, []), (signal.SIGHUP, []), (signal.SIGTERM, ["SIGTERM"])],
+)
+def test_a_signal_that_a_shell_made_this_process_ignore_means_other_ones(signum, reasons):
+    before = signal.signal(signum, signal.SIG_IGN)
+    try:
+        with StopRequests() as requests:
+            signal.raise_signal(signum)
+        assert requests.reasons == reasons
+        assert signal.getsignal(signum) == signal.SIG_IGN
+    finally:
+        signal.signal(signum, before)
 
 
 def test_a_request_that_cannot_be_written_ends_the_ranks_at_once(tmp_path):

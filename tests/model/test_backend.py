@@ -56,7 +56,7 @@ def test_a_model_uses_plain_pytorch_until_told_otherwise(model):
 @pytest.mark.parametrize("backend", ["auto", "fused"])
 def test_kernels_are_used_where_they_run(model, backend, kernels):
     names = ["attention", "projections and loss"]
-    lines = [f"{name}: fused kernels" for name in names]
+    lines = [f"{name}: fused kernels, {library.cpu_capability()}" for name in names]
     assert choose(model, backend) == (lines, ["fused"] * 3)
 
 
@@ -118,4 +118,8 @@ def test_the_quickstart_trains_on_the_kernels(kernels):
         num_keys=config.model.seq_length,
         say=lines.append,
     )
-    assert lines == ["attention: fused kernels", "projections and loss: fused kernels"]
+    path = library.cpu_capability()
+    assert lines == [
+        f"attention: fused kernels, {path}",
+        f"projections and loss: fused kernels, {path}",
+    ]

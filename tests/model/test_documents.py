@@ -35,7 +35,7 @@ def run_in_stages(
     config, layers: list[nn.Module], tokens: Tensor, row_start: Tensor | None, *, stages: int
 ) -> tuple[Tensor, Tensor]:
     """Return the embedded tokens and the logits, with a pipeline's boundary between stages."""
-    x, carry = layers[0](tokens, None)
+    x, carry = layers[0](tokens, None, row_start)
     embedded = x.detach().requires_grad_()
     x = embedded
     edges = [1, *(2 + i for i in range(stages - 1)), len(layers)]
@@ -84,7 +84,7 @@ def test_without_boundaries_earlier_documents_are_reached(make_config, make_laye
     assert gradient_of(embedded, logits, counted)[0, :7].abs().amax(-1).gt(0).any()
 
 
-@pytest.mark.parametrize("position", ["alibi", "none"])
+@pytest.mark.parametrize("position", ["alibi", "learned", "none"])
 def test_a_packed_document_has_the_logits_that_it_has_alone(
     make_config, make_layers, tokens, position
 ):

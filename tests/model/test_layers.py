@@ -12,6 +12,7 @@ from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.load import load
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.costs.parameters import layer_parameters
+from megatron_gptx.model.execute import LayerRunner
 from megatron_gptx.model.head import project
 from megatron_gptx.model.initialize import initialize, parameter_roles
 from megatron_gptx.model.layers import TIED_PARAMETER, build_layer, build_layers, layer_list
@@ -184,6 +185,23 @@ def test_more_tokens_than_learned_positions_are_refused(make_config):
         embedding(tokens, None)
     x, _ = build_layer(make_config(position="alibi"), 0, seed=0)(tokens, None)
     assert x.shape == (1, 11, 12)
+
+
+def test_learned_positions_count_from_the_first_token_that_is_seen(make_config, make_layers):
+    options = {"position": "learned", "residual": "pre_norm"}
+    config, layers = make_config(**options), [x.double() for x in make_layers(**options)]
+    ids = torch.arange(5)[None]
+    padded = torch.cat([torch.full((1, 4), 9), ids], dim=1)
+    row_start = torch.full((1, 9), 4, dtype=torch.int32)
+
+    def logits(tokens, row_start):
+        return LayerRunner(config, layers, first=0, seed=0).run(
+            tokens, None, row_start, training=False
+        )[0]
+
+    # Float64, where other shapes may add up in another order.
+    alone, beside = logits(ids, None), logits(padded, row_start)[:, 4:]
+    assert torch.allclose(beside, alone, rtol=1e-12, atol=1e-12)
 
 
 def test_learned_positions_are_added_to_the_tokens(make_config, tokens):

@@ -26,7 +26,7 @@ def emulated(kernels, tmp_path_factory) -> Any:
     return torch.ops.gptx_emulated
 
 
-@pytest.fixture(params=["avx512", "avx2", "scalar"])
+@pytest.fixture(params=["avx512", "avx2", "default"])
 def form(request, kernels) -> Callable:
     """Return the kernels of one vector width, with the reference's signature."""
     if request.param not in torch.ops.gptx.cpu_variants():

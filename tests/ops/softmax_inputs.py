@@ -8,9 +8,11 @@ from torch import Tensor
 from tests.ops.attention_inputs import B, H
 
 
-def random_scores(s: int, t: int, dtype: torch.dtype = torch.float32, levels: int = 0) -> Tensor:
+def random_scores(
+    s: int, t: int, dtype: torch.dtype = torch.float32, levels: int = 0, *, seed: int = 0
+) -> Tensor:
     """Return (b, h, s, t) normal scores, or whole numbers up to a few levels, full of ties."""
-    generator = torch.Generator().manual_seed(s * t)
+    generator = torch.Generator().manual_seed(s * t + seed)
     if levels:
         return torch.randint(-levels, levels + 1, (B, H, s, t), generator=generator).to(dtype)
     return torch.randn(B, H, s, t, generator=generator).to(dtype).requires_grad_()

@@ -1,6 +1,7 @@
 """The kernels are compiled once, by one process, and a failure says what the compiler said."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_what_is_built_is_found_again(sources, tmp_path, kernels):
     assert library.is_file()
     assert library.is_relative_to(tmp_path / "cache")
     assert len(lines) == 1
-    assert "about a minute" in lines[0]
+    assert f"building the kernels in {library.parent}, once" in lines[0]
     again: list[str] = []
     assert (ensure_built(again.append, sources=sources), again) == (library, [])
     (sources / "cpu" / "answer.h").write_text("// A header counts too.\n")
@@ -53,7 +54,7 @@ def test_processes_that_come_together_build_once(sources, kernels):
     processes = [python("-c", BUILD, str(sources)) for _ in range(2)]
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert sum(output.count("about a minute") for output in outputs) == 1
+    assert sum(output.count("building the kernels") for output in outputs) == 1
     assert len({output.splitlines()[-1] for output in outputs}) == 1
 
 
@@ -63,6 +64,28 @@ def test_a_build_that_died_holds_nobody_up(sources, kernels):
     (library.parent / "lock").touch()
     process = python("-c", BUILD, str(sources))
     assert str(library) in process.communicate(timeout=60)[0]
+
+
+def test_a_build_that_lasts_says_how_far_it_is(sources, tmp_path, monkeypatch, kernels):
+    # A compiler that finishes one of two files, and the other when the line about that was said.
+    (sources / "cpu" / "slow.cpp").write_text("int f() { return 1; }\n")
+    said, compiler = tmp_path / "said", tmp_path / "compiler"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in *-c*slow.cpp*) until [ -e {said} ]; do sleep 0.1; done;; esac\n'
+        'exec c++ "$@"\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if "1 of 2 files" in line:
+            said.touch()
+
+    ensure_built(say, sources=sources)
+    assert any(re.fullmatch(r"kernels: 1 of 2 files compiled after \d+ s", x) for x in lines)
 
 
 def test_a_failed_build_says_what_the_compiler_said(sources, kernels):

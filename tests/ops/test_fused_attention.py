@@ -125,7 +125,7 @@ def test_vector_widths_that_multiply_and_add_at_once_agree_in_every_bit():
             1:3
         ]
         for name in torch.ops.gptx.cpu_variants()
-        if name != "scalar"
+        if name != "default"
     ]
     assert all(torch.equal(a, b) for one in found for a, b in zip(one, found[0], strict=True))
 

@@ -14,7 +14,7 @@ INF, NAN = float("inf"), float("nan")
 SHAPES = [(1, 3, 5), (40, 16, 64), (130, 24, 67)]
 
 
-@pytest.fixture(params=["avx512", "avx2", "scalar"])
+@pytest.fixture(params=["avx512", "avx2", "default"])
 def variant(request, kernels) -> str:
     """Return one vector width that this CPU has."""
     if request.param not in torch.ops.gptx.cpu_variants():

@@ -25,7 +25,7 @@ SHAPES = [(5, 1), (64, 3), (33, 32), (40, 61), (300, 4096), (40, 22003)]
 INF, NAN = float("inf"), float("nan")
 
 
-@pytest.fixture(params=["avx512", "avx2", "scalar"])
+@pytest.fixture(params=["avx512", "avx2", "default"])
 def variant(request, kernels) -> str:
     """Return one vector width that this CPU has."""
     if request.param not in torch.ops.gptx.cpu_variants():

@@ -50,6 +50,8 @@ def test_two_replicas_see_the_samples_of_one(corpus, tmp_path):
                     **blend(corpus),
                     training__steps=5,
                     parallel__data_replicas=replicas,
+                    # Runs that differ by rounding may select other keys where two nearly tie.
+                    model__attention__top_k=32,
                 )
             )
         )

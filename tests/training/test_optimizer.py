@@ -64,6 +64,7 @@ def optimizer_with(gradients: list[list[float]], max_norm: float | None) -> torc
             num_layers=len(parameters),
             max_norm=max_norm,
             stages=None,
+            device=torch.device("cpu"),
         )
     )
     return optimizer

@@ -5,7 +5,8 @@ import itertools
 import pytest
 
 from megatron_gptx.config.training import ScheduleConfig
-from megatron_gptx.training.schedule import learning_rate
+from megatron_gptx.training.schedule import learning_rate, rate_change
+from tests.runs import tiny_config
 
 
 def rates(steps: int = 100, **options: object) -> list[float]:
@@ -50,3 +51,16 @@ def test_decay_steps_shorten_the_decay():
     assert rates(name="linear", decay_steps=20, min_lr_ratio=0.25)[20:] == pytest.approx(
         [0.25] * 85
     )
+
+
+def test_a_rate_that_jumps_where_a_run_goes_on_is_named(tmp_path):
+    saved = tiny_config(tmp_path, tmp_path, training__steps=20).model_dump()
+    same = tiny_config(tmp_path, tmp_path, training__steps=20, precision="bf16")
+    assert rate_change(saved, same, step=10) is None
+    longer = tiny_config(tmp_path, tmp_path, training__steps=40)
+    assert rate_change(saved, longer, step=10) == (
+        "the learning rate of step 11 is 0.00905; with the options of the checkpoint it would be "
+        "0.00628"
+    )
+    assert rate_change({**saved, "schedule": {"name": "of old"}}, longer, step=10) is None
+    assert rate_change(saved, longer, step=40) is None

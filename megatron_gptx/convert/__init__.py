@@ -1,0 +1,1 @@
+"""Configurations of GPT-NeoX and Megatron-LM as configurations of ours."""

@@ -1,0 +1,246 @@
+"""What a launch would fail by: folders, ports, hosts and checkpoints, before a process starts."""
+
+import errno
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from megatron_gptx.checkpoint.layout import (
+    Checkpoint,
+    CheckpointError,
+    checkpoint_folder,
+    checkpoints,
+    newest,
+    read,
+)
+from megatron_gptx.config.errors import UserError, why
+from megatron_gptx.config.model import ModelConfig
+from megatron_gptx.config.schema import Config
+from megatron_gptx.config.section import Check, Problem
+from megatron_gptx.launcher.devices import hostfile_slots, local_device
+from megatron_gptx.launcher.hosts import check_words, hosts_environment
+
+# Enough to ask for every host of a cluster while a name server keeps one of them waiting.
+_QUESTIONS_AT_ONCE = 32
+
+
+def launch_checks(config: Config, words: Sequence[str], *, fresh_may_go_on: bool) -> list[Check]:
+    """Return the checks of what surrounds a run of ranks.
+
+    Args:
+        config: the run.
+        words: script and arguments of every rank.
+        fresh_may_go_on: `checkpoint.start: fresh` may find checkpoints of its own.
+    """
+    return [
+        partial(_run_folder, config),
+        partial(_port, config),
+        partial(_hosts, config),
+        partial(_remote_words, config, words),
+        partial(_checkpoint, config, fresh_may_go_on=fresh_may_go_on),
+    ]
+
+
+def single_process_checks(config: Config, *, dry_run: bool) -> list[Check]:
+    """Return the checks of a script that reads a trained model in one process.
+
+    What the process itself looks for as soon as it starts is looked for here in a dry run only.
+    """
+    checks: list[Check] = [partial(_run_folder_is_named, config), partial(_local_device, config)]
+    return [*checks, partial(_any_checkpoint, config)] if dry_run else checks
+
+
+def _local_device(config: Config) -> Iterator[Problem]:
+    local_device(config)
+    yield from ()
+
+
+def _any_checkpoint(config: Config) -> Iterator[Problem]:
+    folder = checkpoint_folder(config.output.run_dir)
+    if config.output.run_dir.strip() and not checkpoints(folder):
+        yield Problem(
+            "output.run_dir",
+            f"{config.output.run_dir} holds no checkpoint yet (looked for in {folder.absolute()}); "
+            "train first: ./deepy.py train.py with the same configuration",
+        )
+
+
+def _run_folder_is_named(config: Config) -> Iterator[Problem]:
+    if not config.output.run_dir.strip():
+        yield Problem(
+            "output.run_dir",
+            "is not set: every experiment names a folder of its own, such as runs/my-model; a "
+            "start in a folder with checkpoints goes on from them",
+        )
+
+
+def _run_folder(config: Config) -> Iterator[Problem]:
+    """Yield why the run folder cannot be used; nothing is made."""
+    yield from _run_folder_is_named(config)
+    run_dir = Path(config.output.run_dir or ".")
+    for folder in (run_dir, run_dir / "logs", run_dir / "checkpoints"):
+        if problem := _unusable(folder.absolute()):
+            yield Problem("output.run_dir", problem)
+            return
+
+
+def _unusable(folder: Path) -> str | None:
+    """Return why nobody could write into a folder, which need not exist yet."""
+    for above in (folder, *folder.parents):
+        try:
+            if not above.is_dir():
+                if above.exists() or above.is_symlink():
+                    what = "a file" if above.exists() else "a link to nothing"
+                    if above == folder:
+                        return f"{folder} is {what}, not a folder"
+                    return f"{folder} cannot be a folder: {above} is {what}"
+                above.stat()  # raises what is wrong with the name, or that there is no such folder
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError) as error:
+            return f"{folder} cannot be a folder: {why(error).lower()}"
+        if not os.access(above, os.W_OK | os.X_OK):
+            return f"{folder} cannot be written: you may not write into {above}"
+        return None
+    return None
+
+
+def _port(config: Config) -> Iterator[Problem]:
+    """Find a port that another program has: of several nodes it need not be one of this machine."""
+    port = config.launch.master_port
+    if port is None or config.launch.hostfile is not None:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            what = "another program listens there" if taken else why(error).lower()
+            yield Problem(
+                "launch.master_port",
+                f"port {port} of this machine cannot be used: {what}; choose another one, or null, "
+                "which finds a free one",
+            )
+
+
+def _hosts(config: Config) -> Iterator[Problem]:
+    """Find hosts that nobody here knows the address of, so that nothing could start there."""
+    if config.launch.hostfile is None:
+        return
+    path = Path(config.launch.hostfile)
+    names = list(hostfile_slots(path))
+    if config.launch.launcher != "pdsh":
+        # SLURM and the MPIs may have a list of nodes of their own; the ranks meet by this name.
+        names = names[:1] if config.launch.master_addr is None else []
+    with ThreadPoolExecutor(_QUESTIONS_AT_ONCE) as pool:
+        known = list(pool.map(_is_known, names))
+    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    for name in (name for name, is_known in zip(names, known, strict=True) if not is_known):
+        number = next(n for n, words in enumerate(lines, 1) if words[:1] == [name])
+        yield Problem(
+            "launch.hostfile",
+            f"{path}:{number}: no address is known here for the host {name!r}; correct the name, "
+            "or add it to the name service or to /etc/hosts",
+        )
+    address = config.launch.master_addr
+    if address is not None and not _has_address(address):
+        yield Problem(
+            "launch.master_addr",
+            f"no address is known here for {address!r}; correct it, or use null, which takes the "
+            "first host of the hostfile",
+        )
+
+
+def _is_known(host: str) -> bool:
+    """Return whether a host has an address, or ssh knows by another name or way how to reach it."""
+    if _has_address(host):
+        return True
+    if shutil.which("ssh") is None:
+        return False
+    asked = subprocess.run(["ssh", "-G", host], capture_output=True, text=True, check=False)
+    options = dict(line.split(" ", 1) for line in asked.stdout.splitlines() if " " in line)
+    behind = options.get("proxyjump", "none") != "none" or "proxycommand" in options
+    name = options.get("hostname", host)
+    return behind or (name != host and _has_address(name))
+
+
+def _has_address(host: str) -> bool:
+    try:
+        return bool(socket.getaddrinfo(host, None))
+    except (OSError, UnicodeError):
+        return False
+
+
+def _remote_words(config: Config, words: Sequence[str]) -> Iterator[Problem]:
+    """Find what may not pass through the shells of other nodes."""
+    if config.launch.hostfile is None:
+        return
+    for check in (partial(check_words, words), partial(hosts_environment, os.environ)):
+        try:
+            check()
+        except UserError as error:
+            yield Problem("launch.hostfile", str(error))
+
+
+def _checkpoint(config: Config, *, fresh_may_go_on: bool) -> Iterator[Problem]:
+    """Find a run folder with checkpoints that this run could not go on from."""
+    run_dir, start = config.output.run_dir, config.checkpoint.start
+    if any(_run_folder(config)):
+        return
+    try:
+        found = _newest_readable(run_dir) if start == "intact" else newest(run_dir)
+    except CheckpointError as error:
+        yield Problem("output.run_dir", str(error))
+        return
+    if found is None:
+        return
+    if start == "fresh" and not fresh_may_go_on:
+        yield Problem(
+            "checkpoint.start",
+            f"is 'fresh', but {found.path} exists; choose another output.run_dir, or auto to "
+            "resume",
+        )
+        return
+    yield from _model_problems(found, config.model)
+
+
+def _newest_readable(run_dir: str) -> Checkpoint | None:
+    """Return the newest checkpoint with an intact manifest: what `intact` begins to look at."""
+    folder = checkpoint_folder(run_dir)
+    present = checkpoints(folder)
+    for path in reversed(present):
+        try:
+            return read(path)
+        except CheckpointError:
+            continue
+    if present:
+        raise CheckpointError(f"{folder} holds no intact checkpoint")
+    return None
+
+
+def _model_problems(found: Checkpoint, model: ModelConfig) -> Iterator[Problem]:
+    """Yield each option by which the model is not the one of a checkpoint."""
+    try:
+        saved = ModelConfig.model_validate(found.manifest["config"]["model"])
+    except ValidationError:
+        return  # of a version with other options: the ranks know what to do with it
+    for option, (before, now) in model.differences(saved).items():
+        yield Problem(
+            f"model.{option}",
+            f"is {_written(now)}, but the model in {found.path} has {_written(before)}; take that "
+            "value to go on from there, or another output.run_dir",
+        )
+
+
+def _written(value: object) -> str:
+    """Return a value as it is written in a configuration."""
+    return value if isinstance(value, str) else json.dumps(value)
