@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,11 +14,15 @@ from megatron_gptx.config.messages import describe_error, dotted, show
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.options import walk_options
 from megatron_gptx.config.schema import Config
+from megatron_gptx.config.training import EvaluationConfig
 
-# Options of the model that no saved tensor depends on.
-_FREE = ("dropout", "attention.dropout", "init_std")
 # What speaks of one launch and not of what is learned.
 _OF_A_LAUNCH = ("launch.", "checkpoint.start", "checkpoint.accept_changes")
+# What to do where a run would be two.
+TWO_EXPERIMENTS = (
+    "choose another output.run_dir for it (checkpoint.initialize_from takes weights along), or "
+    "accept the mixture: --set checkpoint.accept_changes=true"
+)
 _ROUNDING = "losses are the same up to rounding"
 # What a change does to a run that goes on; of others, their name says it.
 _EFFECTS = {
@@ -42,14 +47,12 @@ def check_model(
         model: what is wanted.
         any_seq_length: let `seq_length` differ where no weight depends on it.
     """
-    saved = _saved_model(checkpoint, type(model))
-    free = (*_FREE, "seq_length") if any_seq_length and model.position != "learned" else _FREE
-    before, after = _flat(saved.model_dump()), _flat(model.model_dump())
-    meant_before, meant_after = (_flat(each.resolved.model_dump()) for each in (saved, model))
+    saved = saved_model(checkpoint, type(model))
+    if any_seq_length and model.position != "learned":
+        saved = saved.model_copy(update={"seq_length": model.seq_length})
     differing = [
-        f"{key}: {before[key]} in the checkpoint, {after[key]} in the configuration"
-        for key in sorted(after)
-        if before[key] != after[key] and meant_before[key] != meant_after[key] and key not in free
+        f"{option}: {before} in the checkpoint, {now} in the configuration"
+        for option, (before, now) in sorted(model.differences(saved).items())
     ]
     if differing:
         raise CheckpointError(
@@ -57,8 +60,12 @@ def check_model(
         )
 
 
-def _saved_model(checkpoint: Checkpoint, kind: type[ModelConfig]) -> ModelConfig:
-    """Return the model of a checkpoint, the defaults of younger options filled in."""
+def saved_model(checkpoint: Checkpoint, kind: type[ModelConfig] = ModelConfig) -> ModelConfig:
+    """Return the model of a checkpoint, the defaults of younger options filled in.
+
+    Raises:
+        CheckpointError: it has options, or values of them, that this version does not know.
+    """
     try:
         return kind.model_validate(checkpoint.manifest["config"]["model"])
     except ValidationError as error:
@@ -79,8 +86,7 @@ def _saved_model(checkpoint: Checkpoint, kind: type[ModelConfig]) -> ModelConfig
 
 def changed_options(checkpoint: Checkpoint, config: Config) -> list[str]:
     """Return the options that a run is resumed with another value of, one line each."""
-    saved = with_defaults(checkpoint.manifest["config"], type(config))
-    changes = changed_values(saved, config.model_dump())
+    changes = _changes(checkpoint, config)
     return [change + _effect(change) for change in changes if not change.startswith(_OF_A_LAUNCH)]
 
 
@@ -90,18 +96,33 @@ def _effect(change: str) -> str:
 
 def same_evaluation(checkpoint: Checkpoint, config: Config) -> bool:
     """Return whether validation losses of a checkpoint's run can be compared with those to come."""
-    saved = with_defaults(checkpoint.manifest["config"], type(config))
     return not any(
         change.startswith(("data", "evaluation"))
         and not change.startswith(("data.prefetch", "data.tokenizer", "evaluation.interval"))
-        for change in changed_values(saved, config.model_dump())
+        for change in _changes(checkpoint, config)
     )
+
+
+def _changes(checkpoint: Checkpoint, config: Config) -> list[str]:
+    saved = with_defaults(checkpoint.manifest["config"], type(config))
+    return changed_values(_meant(saved), _meant(config.model_dump()))
+
+
+def _meant(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration in which a null stands for nothing but itself."""
+    meant = dict(config)
+    with suppress(ValidationError):  # what this version does not know stays as it is
+        meant["model"] = ModelConfig.model_validate(config["model"]).resolved.model_dump()
+    with suppress(ValidationError):
+        evaluation = EvaluationConfig.model_validate(config["evaluation"])
+        meant["evaluation"] = {**config["evaluation"], "batches": evaluation.training_batches}
+    return meant
 
 
 def mixed_experiments(
     checkpoint: Checkpoint, config: Config, data: Mapping[str, Any] | None
 ) -> list[str]:
-    """Return what makes a checkpoint and a configuration two experiments, one line each.
+    """Return what makes a checkpoint and a configuration two experiments, as `OPTION: HOW` each.
 
     Args:
         checkpoint: what was saved.

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from megatron_gptx.checkpoint.changes import (
+    TWO_EXPERIMENTS,
     changed_options,
     check_model,
     mixed_experiments,
@@ -80,9 +81,8 @@ def resume(
         raise mixed
     if mixed and not config.checkpoint.accept_changes:
         raise CheckpointError(
-            f"{found.path} is of another experiment:\n  " + "\n  ".join(mixed) + "\n"
-            "choose another output.run_dir for it (checkpoint.initialize_from takes weights "
-            "along), or accept the mixture: --set checkpoint.accept_changes=true"
+            "\n  ".join([f"{found.path} is of another experiment:", *mixed])
+            + f"\n{TWO_EXPERIMENTS}"
         )
     listed = changed_options(found, config)
     # Data that has another content under the same name is no change of an option.

@@ -40,8 +40,9 @@ def derive_batch(
     fixed = micro_size is not None and accumulation_steps is not None
     if global_size % unit or (fixed and global_size != unit):
         nearest = [unit] if fixed else _neighbours(global_size, unit)
+        relation = "is not" if fixed else "is no multiple of"
         raise ValueError(
-            f"global_batch_size {global_size} is not "
+            f"global_batch_size {global_size} {relation} "
             f"{_product(micro_size, accumulation_steps, replicas)}; "
             f"the nearest valid global_batch_size is {' or '.join(map(str, nearest))}"
         )
@@ -59,11 +60,9 @@ def _neighbours(size: int, unit: int) -> list[int]:
 
 
 def _product(micro_size: int | None, accumulation_steps: int | None, replicas: int) -> str:
-    factors = (
-        f"micro_batch_size {micro_size}" if micro_size else "some micro_batch_size",
-        f"accumulation_steps {accumulation_steps}"
-        if accumulation_steps
-        else "some accumulation_steps",
-        f"data_replicas {replicas}",
-    )
-    return " * ".join(factors)
+    given = {
+        "micro_batch_size": micro_size,
+        "accumulation_steps": accumulation_steps,
+        "data_replicas": replicas,
+    }
+    return " * ".join(f"{name} {size}" for name, size in given.items() if size is not None)

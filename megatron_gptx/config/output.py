@@ -44,7 +44,7 @@ class GenerationConfig(Section):
     temperature: float = Field(
         1.0,
         ge=0,
-        le=1000,
+        le=1_000_000,
         description="Softmax temperature; 0 is greedy, and nothing else below 0.0001 is taken.",
     )
     top_k: int | None = Field(None, gt=0, description="Sample among the k likeliest tokens.")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from megatron_gptx.config.errors import show
+from megatron_gptx.config.paths import PathText
 from megatron_gptx.config.section import Check, Problem, Section
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -145,7 +146,7 @@ class CheckpointConfig(Section):
         description="Resume although seed, training data, split or tokenizer have changed since "
         "the checkpoint, which mixes two experiments.",
     )
-    initialize_from: str | None = Field(
+    initialize_from: PathText | None = Field(
         None,
         min_length=1,
         description="Another run's folder, or one of its checkpoints: a run without a checkpoint "

@@ -111,6 +111,27 @@ class Ledger:
             elif name in positive and value <= 0:
                 self.refuse(name, "should be above 0")
 
+    def documents(self, *, learned: bool) -> None:
+        """Decide whether documents are isolated, which here restarts learned positions in each."""
+        isolates = self.value("reset_attention_mask", False)
+        restarts = self.value("reset_position_ids", False)
+        if self.open("reset_attention_mask"):
+            if learned and isolates is True and "reset_position_ids" not in self.settings:
+                self.options["data.isolate_documents"] = True
+                self.refuse("reset_attention_mask", "learned positions restart in documents, too")
+            else:
+                self.translate("reset_attention_mask", "data.isolate_documents", isolates)
+        if self.open("reset_position_ids"):
+            if not learned:
+                self.drop("reset_position_ids", "positions have no table")
+            elif restarts == isolates:
+                self.drop("reset_position_ids", "data.isolate_documents decides")
+            else:
+                self.refuse(
+                    "reset_position_ids",
+                    "learned positions restart where documents are isolated, and only there",
+                )
+
     def drop_nothing(self) -> None:
         """Drop settings without a value: there they count as not given."""
         for name in self.rest():

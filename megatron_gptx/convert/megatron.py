@@ -121,11 +121,7 @@ def _positions(ledger: Ledger) -> None:
             ledger.drop("max_position_embeddings", "positions have no table")
         else:
             ledger.refuse("max_position_embeddings", "positions are as many as model.seq_length")
-    if ledger.open("reset_position_ids"):
-        if _learned(ledger):
-            ledger.refuse("reset_position_ids", "learned positions count through all documents")
-        else:
-            ledger.drop("reset_position_ids", "positions have no table")
+    ledger.documents(learned=_learned(ledger))
 
 
 def _width(ledger: Ledger) -> None:

@@ -38,7 +38,6 @@ SAME = {
     "master_addr": "launch.master_addr",
     "master_port": "launch.master_port",
     "eod_mask_loss": "data.mask_document_ends",
-    "reset_attention_mask": "data.isolate_documents",
     "loss_scale": "deepspeed.fp16.loss_scale",
 }
 

@@ -234,11 +234,7 @@ def _positions(ledger: Ledger) -> None:
             ledger.drop("max_position_embeddings", "positions have no table")
         else:
             ledger.refuse("max_position_embeddings", "positions are as many as model.seq_length")
-    if ledger.open("reset_position_ids"):
-        if ledger.value("reset_position_ids") is True and learned:
-            ledger.refuse("reset_position_ids", "learned positions count through all documents")
-        else:
-            ledger.drop("reset_position_ids", "positions have no table, or count through")
+    ledger.documents(learned=learned)
 
 
 def _schedule(ledger: Ledger) -> None:

@@ -41,7 +41,6 @@ SAME = {
     "master_addr": "launch.master_addr",
     "master_port": "launch.master_port",
     "eod_mask_loss": "data.mask_document_ends",
-    "reset_attention_mask": "data.isolate_documents",
     "maximum_tokens": "generation.max_new_tokens",
     "temperature": "generation.temperature",
     "zero_reduce_scatter": "deepspeed.zero_optimization.reduce_scatter",
@@ -203,7 +202,6 @@ NOT_NEEDED = {
     **dict.fromkeys(("log_*", "wandb_*", "comet_*", "use_comet", "tensorboard_*"), _LOGS),
     **dict.fromkeys(("gradient_noise_scale_*", "memory_profiling*", "profile", "profile_*"), _LOGS),
     **dict.fromkeys(("char_level_ppl", "git_hash", "comment", "monitor_config"), _LOGS),
-    "reset_position_ids": "positions are not reset; model.position has no table of them",
     "tokenizer_type": "data.tokenizer is a file, which tells its kind",
     **dict.fromkeys(("fp16.fp16", "bf16.bf16", "fp16.type"), "precision decides"),
     **dict.fromkeys(

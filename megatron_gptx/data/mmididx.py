@@ -59,16 +59,18 @@ def missing(prefix: PathLike, path: Path) -> str:
     message = f"{path}: no such file"
     if not path.is_absolute():
         message += f" in {Path.cwd()}"  # to which relative paths are relative
+    if Path(prefix).suffix in (".bin", ".idx"):
+        return f"{message}; give the prefix without {Path(prefix).suffix!r}"
     try:
         names = {str(found.with_suffix("")) for found in path.parent.glob("*.idx")}
     except OSError:
         names = set()
     if guess := closest(os.fspath(prefix), names - {os.fspath(prefix)}):
         return f"{message}; did you mean {guess!r}?"
-    message += f"; dataset {os.fspath(prefix)!r} needs its .bin and its .idx"
-    if Path(prefix).suffix in (".bin", ".idx"):
-        return f"{message}; give the prefix without {Path(prefix).suffix!r}"
-    return f"{message}, which gptx preprocess makes"
+    return (
+        f"{message}; dataset {os.fspath(prefix)!r} needs its .bin and its .idx, which gptx "
+        "preprocess makes"
+    )
 
 
 def read_header(path: Path, index: mmap.mmap | bytes) -> tuple[np.dtype, int, int]:

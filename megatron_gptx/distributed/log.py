@@ -79,15 +79,29 @@ def redirect_output(path: Path) -> TextIO:
     return console
 
 
-def first_to_fail(run_dir: Path) -> bool:
-    """Return whether no other rank of this launch has failed yet; the answer is yes only once."""
+def first_to_fail(run_dir: Path, status: int) -> bool:
+    """Return whether no other rank of this launch has failed yet; the answer is yes only once.
+
+    The launcher learns the status of the first one from the marker that this leaves.
+    """
     try:
-        os.close(os.open(failure_marker(run_dir), os.O_CREAT | os.O_EXCL))
+        marker = os.open(failure_marker(run_dir), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return False
     except OSError:
         return True  # a full disk: said twice is better than not said
+    with contextlib.suppress(OSError):
+        os.write(marker, str(status).encode())
+    os.close(marker)
     return True
+
+
+def first_failure(run_dir: Path) -> int | None:
+    """Return the exit status of the first rank that failed and said why, or None."""
+    try:
+        return int(failure_marker(run_dir).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def leave_marker(marker: Path, text: str) -> None:

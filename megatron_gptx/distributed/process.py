@@ -18,6 +18,7 @@ from torch.distributed import distributed_c10d
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.distributed.build_lock import explain_build_locks
+from megatron_gptx.distributed.interface import choose_interface
 from megatron_gptx.distributed.lifetime import end_with_parent
 from megatron_gptx.distributed.log import (
     finished_marker,
@@ -128,11 +129,12 @@ def run_worker(work: Callable[[Process], None], *, run_dir: Path, launch: Launch
         sys.stderr.flush()
         if lost_a_peer(error):
             time.sleep(GRACE_SECONDS)
-        if first_to_fail(run_dir):
+        status = MISTAKE if isinstance(error, UserError) else FAILED
+        if first_to_fail(run_dir, status):
             where = "" if isinstance(error, UserError) else f" (traceback in {log_path})"
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             console.write(f"\nerror on rank {rank}{where}: {kind}{error}\n")
-        _leave(MISTAKE if isinstance(error, UserError) else FAILED)
+        _leave(status)
     if stopped:
         _leave(STOPPED)
 
@@ -155,6 +157,7 @@ def _join(console: TextIO, watch: Watchdog) -> Process:
     # compiler runs that find it, which a kill leaves behind as a temporary folder.
     deepspeed.ops.__compatible_ops__ = {}
     explain_build_locks(partial(_note, console))
+    choose_interface(os.environ)
     local_rank = int(os.environ["LOCAL_RANK"])
     if os.environ.get("DS_ACCELERATOR") == "cpu":
         device, backend = torch.device("cpu"), "gloo"

@@ -7,6 +7,7 @@ its phase, its step, and what it waits in. The first rank whose time is up reads
 import faulthandler
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -41,6 +42,7 @@ class Beat(NamedTuple):
     step: int
     collective: str | None
     place: str
+    host: str = ""
 
 
 class Watchdog:
@@ -126,7 +128,8 @@ class Watchdog:
         faulthandler.dump_traceback_later(seconds + SLACK_SECONDS, exit=True)
 
     def _write(self, number: int) -> None:
-        beat = Beat(number, self._phase, self._step, *self._whereabouts())
+        place = self._whereabouts()
+        beat = Beat(number, self._phase, self._step, *place, host=socket.gethostname())
         path = heartbeat_file(self.logs, self.rank)
         aside = path.with_name(path.name + ".partial")
         with suppress(OSError):  # a full disk is no reason to stop watching
@@ -157,7 +160,7 @@ class Watchdog:
         now = self._read()
         alive = {rank for rank, beat in now.items() if beat.number != seen.get(rank, beat).number}
         alive |= {self.rank}
-        if first_to_fail(self.logs.parent):
+        if first_to_fail(self.logs.parent, HUNG):
             text = describe({rank: now.get(rank) for rank in range(self.world_size)}, alive)
             self.console.write(
                 f"\nerror: no progress for {seconds:.0f} s: {text} (stacks in {self.logs})\n"
@@ -203,6 +206,12 @@ def describe(beats: Mapping[int, Beat | None], alive: set[int]) -> str:
     silent: dict[str, list[int]] = {}
     busy: dict[str, list[int]] = {}
     waiting: dict[str, list[int]] = {}
+    hosts = {rank: beat.host for rank, beat in beats.items() if beat}
+    several = len(set(hosts.values())) > 1
+    names = {
+        rank: f"{rank} ({hosts[rank]})" if several and rank in hosts else f"{rank}"
+        for rank in beats
+    }
     for rank, beat in beats.items():
         moment = f"phase {beat.phase}, step {beat.step}" if beat else "no phase"
         if beat is None or rank not in alive:
@@ -213,14 +222,14 @@ def describe(beats: Mapping[int, Beat | None], alive: set[int]) -> str:
             text, group = f"waiting in {beat.collective} ({moment}, {beat.place})", waiting
         group.setdefault(text, []).append(rank)
     return "; ".join(
-        f"{_name(ranks)} {text}"
+        f"{_name([names[rank] for rank in ranks])} {text}"
         for group in (silent, busy, waiting)
         for text, ranks in group.items()
     )
 
 
-def _name(ranks: Sequence[int], most: int = 8) -> str:
+def _name(ranks: Sequence[str], most: int = 8) -> str:
     if len(ranks) == 1:
         return f"rank {ranks[0]} is"
     more = f" and {len(ranks) - most} more" if len(ranks) > most else ""
-    return f"ranks {', '.join(map(str, ranks[:most]))}{more} are"
+    return f"ranks {', '.join(ranks[:most])}{more} are"

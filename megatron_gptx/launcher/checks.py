@@ -11,8 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from megatron_gptx.checkpoint.changes import (
+    TWO_EXPERIMENTS,
+    check_model,
+    mixed_experiments,
+    saved_model,
+)
+from megatron_gptx.checkpoint.choice import at_step, named
 from megatron_gptx.checkpoint.layout import (
     Checkpoint,
     CheckpointError,
@@ -25,6 +30,7 @@ from megatron_gptx.config.errors import UserError, why
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.section import Check, Problem
+from megatron_gptx.data.fingerprint import fingerprints
 from megatron_gptx.launcher.devices import hostfile_slots, local_device
 from megatron_gptx.launcher.hosts import check_words, hosts_environment
 
@@ -69,7 +75,7 @@ def _any_checkpoint(config: Config) -> Iterator[Problem]:
         yield Problem(
             "output.run_dir",
             f"{config.output.run_dir} holds no checkpoint yet (looked for in {folder.absolute()}); "
-            "train first: ./deepy.py train.py with the same configuration",
+            "train first: gptx train with the same configuration",
         )
 
 
@@ -196,12 +202,18 @@ def _checkpoint(config: Config, *, fresh_may_go_on: bool) -> Iterator[Problem]:
     run_dir, start = config.output.run_dir, config.checkpoint.start
     if any(_run_folder(config)):
         return
+    # What a job that is started again goes on from, its first start has found.
+    step = None if fresh_may_go_on else config.checkpoint.start_step
     try:
-        found = _newest_readable(run_dir) if start == "intact" else newest(run_dir)
+        if step is not None:
+            found: Checkpoint | None = at_step(run_dir, step)
+        else:
+            found = _newest_readable(run_dir) if start == "intact" else newest(run_dir)
     except CheckpointError as error:
-        yield Problem("output.run_dir", str(error))
+        yield Problem("output.run_dir" if step is None else "checkpoint.start", str(error))
         return
     if found is None:
+        yield from _source_problems(config)
         return
     if start == "fresh" and not fresh_may_go_on:
         yield Problem(
@@ -210,7 +222,35 @@ def _checkpoint(config: Config, *, fresh_may_go_on: bool) -> Iterator[Problem]:
             "resume",
         )
         return
-    yield from _model_problems(found, config.model)
+    try:
+        yield from _model_problems(found, config.model)
+        yield from _experiment_problems(found, config)
+    except CheckpointError as error:
+        yield Problem("output.run_dir", str(error))
+
+
+def _source_problems(config: Config) -> Iterator[Problem]:
+    """Yield why a run cannot begin with the weights that it names."""
+    option = config.checkpoint.initialize_from
+    if option is None:
+        return
+    try:
+        check_model(named(Path(option)), config.model, any_seq_length=True)
+    except CheckpointError as error:
+        yield Problem("checkpoint.initialize_from", str(error))
+
+
+def _experiment_problems(found: Checkpoint, config: Config) -> Iterator[Problem]:
+    """Yield what would make two experiments of one run."""
+    if config.checkpoint.accept_changes:
+        return
+    try:
+        data = fingerprints(config.data)
+    except UserError:
+        return  # said by what looks at the data
+    for line in mixed_experiments(found, config, data):
+        option, _, how = line.partition(": ")
+        yield Problem(option, f"{how}; {found.path} is of another experiment: {TWO_EXPERIMENTS}")
 
 
 def _newest_readable(run_dir: str) -> Checkpoint | None:
@@ -229,11 +269,7 @@ def _newest_readable(run_dir: str) -> Checkpoint | None:
 
 def _model_problems(found: Checkpoint, model: ModelConfig) -> Iterator[Problem]:
     """Yield each option by which the model is not the one of a checkpoint."""
-    try:
-        saved = ModelConfig.model_validate(found.manifest["config"]["model"])
-    except ValidationError:
-        return  # of a version with other options: the ranks know what to do with it
-    for option, (before, now) in model.differences(saved).items():
+    for option, (before, now) in model.differences(saved_model(found)).items():
         yield Problem(
             f"model.{option}",
             f"is {_written(now)}, but the model in {found.path} has {_written(before)}; take that "

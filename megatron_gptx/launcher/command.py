@@ -76,14 +76,14 @@ CPU_DEFAULTS = {
 }
 
 
-def environment(placement: Placement) -> dict[str, str]:
-    """Return the environment of the launched processes."""
+def environment(placement: Placement, *, on_one_host: int | None = None) -> dict[str, str]:
+    """Return the environment of the launched processes, of which so many share one host's cores."""
     variables = dict(os.environ)
     variables.pop("DS_ACCELERATOR", None)
     if placement.device == "cpu":
         variables["DS_ACCELERATOR"] = "cpu"
         cores = len(os.sched_getaffinity(0))
-        threads = str(max(1, cores // placement.ranks))
+        threads = str(max(1, cores // (on_one_host or placement.ranks)))
         variables = {**CPU_DEFAULTS, "OMP_NUM_THREADS": threads, **variables}
     return variables
 

@@ -60,7 +60,8 @@ def place(config: Config) -> Placement:
 def describe(config: Config, placement: Placement) -> str:
     """Return where the ranks run, and why where that was not asked for."""
     if config.launch.hostfile is not None:
-        return f"over the hosts of {config.launch.hostfile}"
+        where = f"over the hosts of {config.launch.hostfile}"
+        return f"{where}, on their CPUs" if placement.device == "cpu" else where
     if placement.device == "cuda":
         return "one per GPU"
     if config.launch.device == "cpu":
@@ -95,12 +96,6 @@ def check_placement(config: Config, placement: Placement) -> None:
 
 def _place_on_hosts(config: Config, hostfile: Path) -> Placement:
     slots = sum(hostfile_slots(hostfile).values())
-    if config.launch.device == "cpu":
-        raise OptionError(
-            "launch.device",
-            "is cpu, but launch.hostfile is set: DeepSpeed's runner starts ranks of other nodes on "
-            "GPUs; remove one of the two",
-        )
     stages = config.parallel.pipeline_stages
     replicas = config.parallel.data_replicas or max(1, slots // stages)
     if slots != stages * replicas:
@@ -110,7 +105,8 @@ def _place_on_hosts(config: Config, hostfile: Path) -> Placement:
             f"parallel asks for {stages * replicas} ranks ({stages} pipeline stage(s) x {replicas} "
             "replica(s)); change the slots or parallel",
         )
-    return Placement("cuda", replicas, slots)
+    # What devices other hosts have, nobody here can know.
+    return Placement("cpu" if config.launch.device == "cpu" else "cuda", replicas, slots)
 
 
 def local_device(config: Config) -> str:

@@ -63,7 +63,8 @@ def hosts_command(
         ),
         f"--master_addr={meeting['master_addr']}",
         f"--master_port={meeting['master_port']}",
-        *("--no_local_rank", "--force_multi", "--log_level=critical"),
+        # It would ask the first host only, and answer with a traceback: launcher/nodes.py asks all.
+        *("--no_local_rank", "--force_multi", "--no_ssh_check", "--log_level=critical"),
         *worker,
     ]
 
@@ -85,9 +86,22 @@ def write_hostfile(config: Config) -> Path:
     """
     assert config.launch.hostfile is not None, "one node needs no hostfile"
     slots = hostfile_slots(Path(config.launch.hostfile))
-    path = Path(config.output.run_dir).absolute() / "logs" / "hostfile"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{name} slots={count}\n" for name, count in slots.items()))
+    text = "".join(f"{name} slots={count}\n" for name, count in slots.items())
+    return write_for_runner(config, "hostfile", text)
+
+
+def write_for_runner(config: Config, name: str, text: str) -> Path:
+    """Write a file that DeepSpeed's runner reads into the folder of the logs.
+
+    Raises:
+        UserError: there is no room, or no permission.
+    """
+    path = Path(config.output.run_dir).absolute() / "logs" / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {why(error)}") from None
     return path
 
 
@@ -98,18 +112,24 @@ def hosts_environment(variables: Mapping[str, str]) -> dict[str, str]:
         UserError: a variable that it passes on, here or from its file of variables, is a secret or
             would be more than text to a shell.
     """
-    _check_environment_files()
+    file_variables()
     kept = {}
     for name, value in variables.items():
         if name.startswith(PASSED_ON):
             if names_secret(name) or not VARIABLE.fullmatch(name):
                 continue
-            _check_value(name, value, "the environment")
+            check_value(name, value, "the environment")
         kept[name] = value
     return kept
 
 
-def _check_environment_files() -> None:
+def file_variables() -> dict[str, str]:
+    """Return what the user's files of variables for DeepSpeed's runner hold.
+
+    Raises:
+        UserError: a line is no variable, or one that must not be passed on.
+    """
+    found = {}
     name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
     for path in (Path.home() / name, Path(name)):
         if not path.is_file():
@@ -128,10 +148,13 @@ def _check_environment_files() -> None:
                     "command lines that everyone on the nodes can read; keep it in a file of the "
                     "node, mode 0600, such as the ~/.netrc of `wandb login`"
                 )
-            _check_value(variable, value, f"{path}:{number}")
+            check_value(variable, value, f"{path}:{number}")
+            found[variable] = value
+    return found
 
 
-def _check_value(name: str, value: str, where: str) -> None:
+def check_value(name: str, value: str, where: str) -> None:
+    """Raise UserError where a variable's value would be more than text to a shell."""
     if ACTIVE.search(value):
         raise UserError(
             f"{where}: {name}={value!r} would pass through the shells of other nodes, where it is "

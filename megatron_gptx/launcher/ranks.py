@@ -13,6 +13,7 @@ from megatron_gptx.config.schema import Config
 from megatron_gptx.distributed.log import (
     failure_marker,
     finished_marker,
+    first_failure,
     fresh_marker,
     stopped_marker,
 )
@@ -20,19 +21,23 @@ from megatron_gptx.distributed.ownership import let_ranks_in, take_over
 from megatron_gptx.distributed.status import (
     FAILED,
     FINISHED,
+    HUNG,
     INTERRUPTED,
     MISTAKE,
     STOPPED,
 )
 from megatron_gptx.launcher.command import environment, launch_command
-from megatron_gptx.launcher.devices import Placement, describe
+from megatron_gptx.launcher.devices import Placement, describe, hostfile_slots
 from megatron_gptx.launcher.hosts import hosts_environment
+from megatron_gptx.launcher.nodes import check_reachable, forward
 from megatron_gptx.launcher.requests import SIGNALS, StopRequests
 from megatron_gptx.launcher.run import explain, run_ranks
 
 # How long ranks of other nodes may take to save once DeepSpeed's runner has died: as long as it
 # gives them itself.
 PATIENCE_SECONDS = 30
+# What `status_of` makes of ssh's 255, which DeepSpeed's launchers would give for SIGHUP to a rank.
+LOST_CONNECTION = 129
 # How a run ends that is not started again: it is done, or would end in the same way.
 FINAL = (FINISHED, MISTAKE, STOPPED, INTERRUPTED)
 
@@ -75,10 +80,9 @@ def _launch(
     job: str | None,
 ) -> int:
     run_dir, restarts = Path(config.output.run_dir), config.launch.max_restarts
-    variables = environment(placement)
     several = config.launch.hostfile is not None
-    if several:
-        variables = hosts_environment(variables)
+    variables = _variables(config, placement, worker.parent)
+    check_reachable(config)
     of_others = _fresh_start(run_dir)
     began = job is not None and of_others is not None and of_others.job == job
     if began and config.checkpoint.begins:
@@ -100,10 +104,11 @@ def _launch(
             requests=requests,
             last_signal=signal.SIGTERM if several else signal.SIGKILL,
             patience_seconds=PATIENCE_SECONDS if several else 0,
+            failure=failure_marker(run_dir) if several else None,
         )
         if several and status == FAILED:
             _wait_for_word(run_dir)
-        status = _outcome(status, run_dir, requests)
+        status = _outcome(status, run_dir, requests, several=several)
         if status in FINAL or requests.reasons or restart > restarts:
             return status
         sys.stdout.write(
@@ -115,6 +120,15 @@ def _launch(
         if not config.checkpoint.begins or _fresh_start(run_dir) != of_others:
             config = _going_on(config, "intact")
     raise AssertionError("unreachable: restarts are counted")
+
+
+def _variables(config: Config, placement: Placement, root: Path) -> dict[str, str]:
+    """Return the environment of the launcher of DeepSpeed's that starts the ranks."""
+    hostfile = config.launch.hostfile
+    if hostfile is None:
+        return environment(placement)
+    most = max(hostfile_slots(Path(hostfile)).values())
+    return forward(config, hosts_environment(environment(placement, on_one_host=most)), root)
 
 
 def _going_on(config: Config, start: Literal["auto", "intact"]) -> Config:
@@ -157,12 +171,15 @@ def _wait_for_word(run_dir: Path) -> None:
         time.sleep(0.2)
 
 
-def _outcome(status: int, run_dir: Path, requests: StopRequests) -> int:
+def _outcome(status: int, run_dir: Path, requests: StopRequests, *, several: bool) -> int:
     """Return how the ranks ended, which DeepSpeed's launchers only half know, and say so."""
     if requests.at_once:
         return INTERRUPTED
     if status == FINISHED and finished_marker(run_dir).exists():
         return FINISHED
+    lost_host = several and status == LOST_CONNECTION
+    if lost_host:
+        status = FAILED
     marker = stopped_marker(run_dir)
     politely = status in (FINISHED, FAILED, STOPPED) or status - 128 in SIGNALS
     if politely and marker.exists():
@@ -179,5 +196,13 @@ def _outcome(status: int, run_dir: Path, requests: StopRequests) -> int:
             f"error: the ranks ended before the run was finished; see {run_dir / 'logs'}\n"
         )
         return FAILED
+    if lost_host:
+        sys.stderr.write(
+            "error: the connection to a host was lost: ssh ended with status 255 (its own words, "
+            f"with the host's name, stand above; logs: {run_dir / 'logs'})\n"
+        )
+    own = first_failure(run_dir)
+    if several and own in (MISTAKE, HUNG):
+        return own  # which the rank has explained, and no launcher passes on for sure
     explain(status, run_dir / "logs")
     return status

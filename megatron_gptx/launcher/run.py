@@ -10,7 +10,12 @@ from pathlib import Path
 from types import FrameType
 
 from megatron_gptx.distributed.lifetime import end_with_parent
+from megatron_gptx.distributed.status import FAILED
 from megatron_gptx.launcher.requests import StopRequests, heeded
+
+# How long DeepSpeed's launchers may take to end all ranks once one has failed: they give those that
+# do not answer half a minute.
+AFTER_FAILURE_SECONDS = 45
 
 
 def run(command: Sequence[str], *, environment: dict[str, str], folder: Path) -> int:
@@ -53,6 +58,7 @@ def run_ranks(
     requests: StopRequests,
     last_signal: signal.Signals,
     patience_seconds: float,
+    failure: Path | None = None,
 ) -> int:
     """Run one of DeepSpeed's launchers until it ends and return its exit status.
 
@@ -63,6 +69,7 @@ def run_ranks(
         requests: what ends the run early; in a hurry it ends all processes here.
         last_signal: what the processes get that outlive their launcher, or are to end at once.
         patience_seconds: how long those that outlive it may take to stop by themselves.
+        failure: a file that the first rank that fails leaves; then the launcher has to end soon.
     """
     parent = os.getpid()
 
@@ -76,7 +83,7 @@ def run_ranks(
 
     child = subprocess.Popen(list(command), env=environment, cwd=folder, preexec_fn=prepare)
     requests.end_ranks = lambda: _signal_group(child.pid, last_signal)
-    status = status_of(child.wait())
+    status = status_of(child.wait() if failure is None else _wait_for(child, failure))
     requests.end_ranks = None
     deadline = time.monotonic() + patience_seconds
     if _signal_group(child.pid, 0) and patience_seconds:
@@ -85,6 +92,27 @@ def run_ranks(
             time.sleep(0.2)
     _signal_group(child.pid, last_signal)
     return status
+
+
+def _wait_for(child: subprocess.Popen[bytes], failure: Path) -> int:
+    """Return how a process ended, which is ended where it goes on for long after a failure.
+
+    What holds the processes of other hosts may wait for one that is out of reach, for ever.
+    """
+    # Asked to end, DeepSpeed's runner ends the ranks of all hosts that it reaches.
+    left = [child.terminate, lambda: _signal_group(child.pid, signal.SIGKILL)]
+    deadline = None
+    while True:
+        try:
+            status = child.wait(timeout=1)
+            return status if len(left) > 1 else FAILED
+        except subprocess.TimeoutExpired:
+            now = time.monotonic()
+            if deadline is None and failure.exists():
+                deadline = now + AFTER_FAILURE_SECONDS
+            elif deadline is not None and now > deadline and left:
+                left.pop(0)()
+                deadline = now + AFTER_FAILURE_SECONDS
 
 
 def _signal_group(group: int, signum: int) -> bool:

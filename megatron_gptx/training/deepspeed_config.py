@@ -8,6 +8,8 @@ from megatron_gptx.costs.memory import effective_zero_stage
 # Elements that are reduced or gathered at once. DeepSpeed's own default would take gigabytes that
 # no plan shows.
 BUCKET_SIZE = 50_000_000
+# Its sections that time or count a step.
+MEASURING = {"wall_clock_breakdown", "flops_profiler", "memory_breakdown", "comms_logger"}
 
 
 def deepspeed_config(config: Config) -> dict[str, Any]:
@@ -20,7 +22,8 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         # Without ZeRO, DeepSpeed would clip every stage by its own norm: training/gradient_norm.py
         # does it instead.
         "gradient_clipping": (stage and config.optimizer.gradient_clipping) or 0.0,
-        "steps_per_print": None,
+        # What it measures it prints every so many steps; without a number that would be an error.
+        "steps_per_print": 10 if MEASURING & config.deepspeed.keys() else None,
         "zero_optimization": {
             "stage": stage,
             "reduce_bucket_size": BUCKET_SIZE,

@@ -1,5 +1,6 @@
 """What a person watching a run sees."""
 
+import os
 import sys
 import time
 from collections import deque
@@ -58,9 +59,18 @@ class Monitor:
             f"step {state.step}/{self.total_steps}  loss {loss:.4f}  {speed:,.0f} tokens/s  "
             f"{step_seconds:.3f} s/step  {left} left"
         )
-        self.console.write(f"\r\033[K{text}" if self.live else f"{text}\n")
+        self.console.write(f"\r\033[K{text[: self._width()]}" if self.live else f"{text}\n")
         self.console.flush()
         self.unfinished_line = self.live
+
+    def _width(self) -> int | None:
+        """Return what fits into a line of the terminal: of a longer one only the end is redrawn."""
+        try:
+            columns = os.get_terminal_size(self.console.fileno()).columns
+        except OSError:
+            return None
+        # Some terminals begin a new line as soon as one is full; some do not know their width.
+        return columns - 1 if columns else None
 
     def say(self, text: str) -> None:
         """Print a line that stays."""

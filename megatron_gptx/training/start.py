@@ -6,6 +6,7 @@ from pathlib import Path
 
 from megatron_gptx.distributed.lifetime import end_with_parent
 from megatron_gptx.distributed.log import first_to_fail
+from megatron_gptx.distributed.status import FAILED
 from megatron_gptx.launcher.command import decode
 from megatron_gptx.training.stop import Stop
 
@@ -28,7 +29,7 @@ def run_rank(packed: str) -> None:
         from megatron_gptx.distributed.process import run_worker
         from megatron_gptx.training.pretrain import pretrain
     except BaseException:
-        first_to_fail(run_dir)  # else the end of the other ranks would look like a stop
+        first_to_fail(run_dir, FAILED)  # else the end of the other ranks would look like a stop
         raise
     run_worker(
         lambda process: pretrain(config, process, stop), run_dir=run_dir, launch=config.launch

@@ -103,7 +103,8 @@ class Stop:
             stopped_marker(self.run_dir),
             f"stopped by {reason} before a step was taken; run the same command to go on",
         )
-        first_to_fail(self.run_dir)  # a peer that misses this rank has nothing to explain
+        # A peer that misses this rank has nothing to explain.
+        first_to_fail(self.run_dir, STOPPED)
         os._exit(STOPPED)
 
 

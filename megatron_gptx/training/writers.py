@@ -210,14 +210,18 @@ def open_writers(
 
 def _cut(path: Path, last_step: int) -> None:
     """Keep the rows up to a step; what is none, such as a torn last line, goes too."""
-    lines = path.read_bytes().splitlines()
+    content = path.read_bytes()
+    lines = content.splitlines()
     steps = [_step(line) for line in lines]
-    kept = [
+    kept = b"".join(
         line + b"\n"
         for line, step in zip(lines, steps, strict=True)
         if step is not None and step <= last_step
-    ]
-    write_synced(path, b"".join(kept))
+    )
+    if content.startswith(kept):
+        os.truncate(path, len(kept))  # which a full disk allows too
+    else:
+        write_synced(path, kept)
     if strange := steps.count(None):
         sys.stderr.write(f"{path}: {strange} of {len(lines)} lines were no rows, and are gone\n")
 

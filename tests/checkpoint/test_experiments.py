@@ -83,6 +83,13 @@ def test_what_changes_no_sample_is_the_same_experiment(name):
     assert changed_options(checkpoint, config) != []
 
 
+def test_a_default_that_is_written_out_is_no_change():
+    spelt = {"model__ffn_hidden_size": 64, "evaluation__batches": 16}
+    checkpoint, config = pair(({"evaluation__batches": None}, spelt))
+    assert changed_options(checkpoint, config) == []
+    assert same_evaluation(checkpoint, config)
+
+
 def test_a_harmless_change_is_said_with_its_effect():
     checkpoint, config = pair(({}, {"precision": "bf16", "data__valid": "other"}))
     assert changed_options(checkpoint, config) == [

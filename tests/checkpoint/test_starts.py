@@ -24,6 +24,7 @@ from megatron_gptx.checkpoint.load import load_layers
 from megatron_gptx.checkpoint.prune import delete_oldest, prune
 from megatron_gptx.checkpoint.tensors import SavedLayer
 from megatron_gptx.commands.checkpoints import main as inspect
+from megatron_gptx.config.section import findings
 from megatron_gptx.config.training import CheckpointConfig
 from megatron_gptx.data.indexed_dataset import IndexedDatasetWriter
 from megatron_gptx.inference import load as inference
@@ -203,9 +204,9 @@ def test_neither_pruning_nor_a_full_disk_deletes_the_best_checkpoint(tmp_path):
 def test_the_best_checkpoint_needs_validation_losses(corpus, tmp_path):
     for options in ({}, {"evaluation__interval": 2, "data__valid": None}):
         config = tiny_config(corpus, tmp_path, **options, checkpoint__keep_best=True)
-        assert [key for key, _ in config.problems()] == ["checkpoint.keep_best"]
+        assert [key for key, _ in findings(config.checks())] == ["checkpoint.keep_best"]
     config = tiny_config(corpus, tmp_path, evaluation__interval=2, checkpoint__keep_best=True)
-    assert list(config.problems()) == []
+    assert list(findings(config.checks())) == []
 
 
 def test_a_checkpoint_that_is_deleted_while_it_is_read_is_not_damaged(forgeable, tmp_path):
@@ -244,7 +245,7 @@ def test_a_model_is_read_beside_a_run_that_saves_and_deletes(forgeable, tmp_path
         reading(checkpoint, layers)
 
     monkeypatch.setattr(inference, "load_layers", while_it_trains)
-    _, checkpoint = inference.load_model(config, torch.device("cpu"))
+    _, checkpoint = inference.load_chosen(config, None, torch.device("cpu"))
     assert checkpoint.path.name == "step-00000001.replaced"
 
 

@@ -10,7 +10,7 @@ import pytest
 from megatron_gptx import __version__
 from megatron_gptx.commands.main import COMMANDS, LAUNCHED, main
 from megatron_gptx.config.yaml_writer import dump
-from tests.runs import tiny_config
+from tests.runs import tiny_config, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "megatron_gptx" / "commands"
@@ -28,7 +28,8 @@ def python(*words: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """Write a configuration, and go to its folder."""
+    """Write datasets and a configuration, and go to their folder."""
+    write_corpus(tmp_path)
     (tmp_path / "tiny.yml").write_text(dump(tiny_config(tmp_path, tmp_path / "run")))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "tiny.yml"
@@ -127,14 +128,14 @@ def test_a_mistake_is_answered_by_the_commands_own_usage(capsys):
 
 
 def test_a_mistake_in_a_launch_names_the_command_as_it_was_typed(tiny, capsys):
-    assert main(["train", "tiny.yml", "--dry"]) == 2
-    assert capsys.readouterr().err == "train does not know --dry; see gptx --help\n"
+    assert main(["train", "tiny.yml", "--unheard-of"]) == 2
+    assert capsys.readouterr().err == "train does not know --unheard-of; see gptx --help\n"
 
 
 def test_show_and_a_dry_run_need_no_checkout(tiny, capsys):
     assert main(["show", "tiny.yml", "--set", "training.steps=7"]) == 0
     assert "# training.steps: --set" in capsys.readouterr().out.splitlines()
-    assert main(["evaluate", "tiny.yml", "--dry-run"]) == 0
+    assert main(["train", "tiny.yml", "--dry-run"]) == 0
     assert "1 stage x 1 replica" in capsys.readouterr().out
 
 

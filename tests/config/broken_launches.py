@@ -194,7 +194,6 @@ LAUNCHES = {
     "a launcher that is not installed": hosts("localhost slots=1\n", "launch.launcher=slurm"),
     "hosts that nobody knows": hosts("localhost slots=1\nno-such-host.invalid slots=1\n", "training.global_batch_size=8"),
     "an address that nobody knows": hosts("localhost slots=1\n", "launch.master_addr=no-such-host.invalid"),
-    "hosts without GPUs": hosts("localhost slots=1\n", "launch.device=cpu"),
     # everything
     "mistakes of every kind": Broken(("train.py", "broken.yml", "--set", "training.step=5", "--set", "data.valid=vaild"), lambda: (save(model={"hidden_size": 32}), write("broken.yml", Path("tiny.yml").read_text().replace("num_heads: 4", "num_heads: 5\n  positoin: none").replace("lr: 3e-4", "lr: fast").replace("  train: train", "  train: train\n  tokenizer: gone.json").replace("device: cpu", "device: cuda")))),
 }  # fmt: skip

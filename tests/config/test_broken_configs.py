@@ -112,6 +112,16 @@ def test_a_broken_input_is_answered_with_the_recorded_message(launch, name):
     assert said == recorded()[name]
 
 
+def test_mistakes_that_meet_are_answered_in_one_message_too(launch):
+    mistakes = list(MISTAKES.values())
+    for number, (old, new) in enumerate(mistakes):
+        other_old, other_new = mistakes[number * 7 % len(mistakes)]
+        text = BASE.replace(old, new).replace(other_old, other_new, 1)
+        words = ("train.py", "rest.yml", "broken.yml", "--set", "model.macaroon=true")
+        said = launch(Broken(words, lambda text=text: write("broken.yml", text)))
+        assert "--set model.macaroon=true: model.macaroon: unknown key" in said, text
+
+
 def test_every_recorded_message_belongs_to_a_broken_input():
     assert list(recorded()) == list(INPUTS)
     assert len(INPUTS) >= 183

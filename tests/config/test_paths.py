@@ -12,6 +12,7 @@ from tests.config.broken_files import BASE
 OPTIONS = {
     "output.run_dir={}": lambda config: config.output.run_dir,
     "launch.hostfile={}": lambda config: config.launch.hostfile,
+    "checkpoint.initialize_from={}": lambda config: config.checkpoint.initialize_from,
     "data.tokenizer={}": lambda config: config.data.tokenizer,
     "data.train={}": lambda config: config.data.train,
     "data.train={{{}: 1}}": lambda config: next(iter(config.data.train)),

@@ -203,6 +203,7 @@ def test_a_stable_rate_falls_linearly_at_the_end_of_the_run(settings, lost):
         ({"max_position_embeddings": 64}, {"max_position_embeddings"}),
         ({"max_position_embeddings": 64, "position_embedding_type": "none"}, set()),
         ({"reset_position_ids": True}, {"reset_position_ids"}),
+        ({"reset_position_ids": True, "reset_attention_mask": True}, set()),
         ({"squared_relu": True}, {"squared_relu"}),
         ({"disable_bias_linear": True}, set()),
         ({"disable_bias_linear": True, "add_qkv_bias": True}, {"add_qkv_bias"}),

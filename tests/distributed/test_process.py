@@ -11,7 +11,7 @@ import pytest
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.parallel import LaunchConfig
-from megatron_gptx.distributed.log import first_to_fail
+from megatron_gptx.distributed.log import first_failure, first_to_fail
 from megatron_gptx.distributed.process import lost_a_peer
 from tests.runs import start_ranks
 
@@ -147,11 +147,13 @@ def test_an_interrupted_rank_leaves_without_a_word(tmp_path):
 
 def test_only_one_rank_is_the_first_to_fail(tmp_path):
     (tmp_path / "logs").mkdir()
-    assert [first_to_fail(tmp_path) for _ in range(3)] == [True, False, False]
+    assert [first_to_fail(tmp_path, status) for status in (76, 1, 2)] == [True, False, False]
+    assert first_failure(tmp_path) == 76
 
 
 def test_a_rank_that_cannot_leave_a_mark_speaks_up(tmp_path):
-    assert first_to_fail(tmp_path / "nowhere")
+    assert first_to_fail(tmp_path / "nowhere", 1)
+    assert first_failure(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize(

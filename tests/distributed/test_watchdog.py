@@ -122,6 +122,19 @@ GONE = "silent (last in {}): stopped, or the machine is gone"
             [f"rank 1 is {BUSY}", f"ranks 0, 2 are {HELD}"],
         ),
         (
+            {
+                0: WAITING._replace(host="node1"),
+                1: WAITING._replace(host="node2"),
+                2: READING._replace(host="node2"),
+            },
+            {0, 2},
+            [
+                f"rank 1 (node2) is {GONE.format('phase step, step 7')}",
+                f"rank 2 (node2) is {BUSY}",
+                f"rank 0 (node1) is {HELD}",
+            ],
+        ),
+        (
             {rank: None if rank else READING for rank in range(12)},
             {0},
             [

@@ -13,7 +13,7 @@ from megatron_gptx.checkpoint.layout import damage, newest
 from megatron_gptx.distributed.status import FINISHED, STOPPED
 from tests.launches import Place, has_rows, wait_for
 
-# As through ssh, a shell reads the command line of a node. It has no GPU.
+# As through ssh, a shell reads the command line of a node, which has variables of its own only.
 PDSH = """#!{python}
 import json, os, subprocess, sys
 with open("{folder}/started", "a") as file:
@@ -24,10 +24,10 @@ if line.startswith("pkill"):  # by their pattern, on the nodes; here by their nu
     for pid in open("{folder}/nodes").read().split():
         os.kill(int(pid), 15)
     sys.exit(0)
-os.environ["DS_ACCELERATOR"] = "cpu"
+own = {{name: os.environ[name] for name in ("PATH", "HOME", "GPTX_TEST_RUN")}}
 line = line.replace(sys.executable, "exec " + sys.executable, 1)
 nodes = [  # out of reach of a signal to a group, as on other machines
-    subprocess.Popen(["sh", "-c", line.replace("%n", str(n))], start_new_session=True)
+    subprocess.Popen(["sh", "-c", line.replace("%n", str(n))], env=own, start_new_session=True)
     for n in range(len(hosts))
 ]
 with open("{folder}/nodes", "w") as file:
@@ -38,9 +38,11 @@ SRUN = """#!{python}
 import json, os, subprocess, sys
 with open("{folder}/started", "a") as file:
     file.write(json.dumps(sys.argv) + "\\n")
-words = sys.argv[[word.startswith("--export") for word in sys.argv].index(True) + 1 :]
+(export,) = [word for word in sys.argv if word.startswith("--export=ALL,")]
+words = sys.argv[sys.argv.index(export) + 1 :]
 count = sys.argv[sys.argv.index("-n") + 1]
-os.environ.update(DS_ACCELERATOR="cpu", SLURM_NTASKS=count, SLURM_LOCALID="0")
+os.environ.update(pair.split("=", 1) for pair in export.split(",")[1:])
+os.environ.update(SLURM_NTASKS=count, SLURM_LOCALID="0")
 tasks = [
     subprocess.Popen(words, env={{**os.environ, "SLURM_PROCID": str(n)}}) for n in range(int(count))
 ]
@@ -65,7 +67,6 @@ def place(request, tmp_path, monkeypatch) -> Iterator[Place]:
     (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
     place = Place(
         tmp_path,
-        launch__device="auto",
         launch__hostfile="hosts",
         launch__launcher=request.param,
         launch__master_addr="127.0.0.1",

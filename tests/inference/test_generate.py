@@ -274,7 +274,7 @@ def test_another_tokenizer_than_the_run_s_is_named_and_not_used(trained, tokeniz
 def test_ids_that_the_tokenizer_does_not_know_are_never_written(trained, generate_py):
     config = trained("spare rows")
     # So hot that every row is as likely as any other: one in seven would be none of a byte.
-    hot = config.generation.model_copy(update={"temperature": 1e6, "max_new_tokens": 60})
+    hot = config.generation.model_copy(update={"temperature": 1e3, "max_new_tokens": 60})
     status, shown, _ = generate_py(config.model_copy(update={"generation": hot}), "--prompt", "a")
     assert status == 0
     assert len(shown) > 30
@@ -359,6 +359,11 @@ def test_a_prompt_that_is_cut_is_named(trained, generate_py):
         in (said)
     )
     assert "the prompt has" not in generate_py(config, "--prompt", "\x03" * 32)[2]
+    model = config.model.model_copy(update={"seq_length": 168})
+    longer = config.model_copy(update={"model": model})
+    status, _, said = generate_py(longer, "--prompt", "\x03" * 40)
+    assert status == 0
+    assert "the prompt has" not in said
 
 
 def test_an_empty_prompt_without_an_end_of_document_is_a_message(trained, tmp_path):

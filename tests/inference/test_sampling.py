@@ -35,7 +35,7 @@ def test_temperature_sharpens_and_flattens():
     # A temperature of 1/2 squares the probabilities: 16 : 4 : 1 : 1.
     sharp = draws(temperature=0.5).count(1) / 2000
     assert sharp == pytest.approx(16 / 22, abs=4 * (0.25 / 2000) ** 0.5)
-    flat = draws(temperature=1e6).count(1) / 2000
+    flat = draws(temperature=1e3).count(1) / 2000
     assert flat == pytest.approx(1 / 4, abs=4 * (0.25 / 2000) ** 0.5)
 
 
@@ -48,7 +48,7 @@ def test_a_temperature_near_0_takes_the_likeliest(temperature):
 def test_an_id_whose_logit_is_minus_infinity_is_never_drawn():
     masked = LOGITS.clone()
     masked[1] = float("-inf")
-    assert set(draws(masked, temperature=1e6)) == {0, 2, 3}
+    assert set(draws(masked, temperature=1e3)) == {0, 2, 3}
     assert set(draws(masked, temperature=0.0, count=10)) == {3}
 
 

@@ -77,10 +77,11 @@ def test_a_feed_forward_as_wide_as_its_default_is_the_same_model(run, capfd, tmp
 
 
 def test_an_older_manifest_gets_the_defaults_of_newer_options(run, capfd, tmp_path, corpus):
-    Path("tiny.yml").write_text(dump(tiny_config(corpus, tmp_path / "run")))
-    older = tiny_config(corpus, tmp_path).model.model_dump()
+    config = tiny_config(corpus, tmp_path / "run")
+    Path("tiny.yml").write_text(dump(config))
+    older = config.model.model_dump()
     del older["tied_head"]
-    save(config={"model": older})
+    save(config={**config.model_dump(), "model": older})
     assert run(capfd, "--dry-run")[0] == 0
     assert run(capfd, "--dry-run", model__tied_head=True)[0] == 2
 
@@ -101,6 +102,44 @@ def test_an_intact_manifest_among_damaged_ones_is_enough_for_intact(run, capfd, 
     (save(20) / "manifest.json").write_text("{")
     assert run(capfd, "--dry-run")[0] == 2
     assert run(capfd, "--dry-run", checkpoint__start="intact")[0] == 0
+
+
+def test_another_experiment_is_found_before_a_process_starts(run, capfd, tmp_path, corpus):
+    Path("tiny.yml").write_text(dump(tiny_config(corpus, tmp_path / "run")))
+    save()
+    options = {"training__seed": 7, "data__packing": "document"}
+    status, _, said = run(capfd, "--dry-run", **options)
+    assert status == 2
+    assert "training.seed: 1234 in the checkpoint, 7 in the configuration; " in said
+    assert "data.packing: stream in the checkpoint, document in the configuration; " in said
+    assert run(capfd, "--dry-run", **options, checkpoint__accept_changes=True)[0] == 0
+
+
+def test_a_start_is_found_wrong_before_a_process_starts(run, capfd, tmp_path, corpus):
+    Path("tiny.yml").write_text(dump(tiny_config(corpus, tmp_path / "run")))
+    (save(10), save(20))
+    (tmp_path / "run" / "checkpoints" / "step-00000020" / "manifest.json").write_text("{")
+    assert run(capfd, "--dry-run", checkpoint__start="step-10")[0] == 0
+    status, _, said = run(capfd, "--dry-run", checkpoint__start="step-7")
+    assert status == 2
+    assert "checkpoint.start: " in said
+    assert "holds no checkpoint of step 7" in said
+
+
+def test_weights_to_begin_with_are_found_wrong_before_a_process_starts(
+    run, capfd, tmp_path, corpus
+):
+    Path("tiny.yml").write_text(dump(tiny_config(corpus, tmp_path / "run")))
+    source = save().parents[1].rename(tmp_path / "other")
+    options = {"checkpoint__initialize_from": str(source), "training__seed": 7}
+    assert run(capfd, "--dry-run", **options, model__seq_length=64)[0] == 0
+    status, _, said = run(capfd, "--dry-run", **options, model__hidden_size=64)
+    assert status == 2
+    assert "model.hidden_size: 32 in the checkpoint, 64 in the configuration" in said
+    options["checkpoint__initialize_from"] = "nowhere"
+    status, _, said = run(capfd, "--dry-run", **options)
+    assert status == 2
+    assert "checkpoint.initialize_from: nowhere holds no checkpoint" in said
 
 
 @pytest.fixture

@@ -132,9 +132,9 @@ def test_too_few_slots_do_not_send_a_run_to_the_cpu(hosts):
         hosts("node1 slots=1\n")
 
 
-def test_hosts_have_no_ranks_on_the_cpu(hosts):
-    with pytest.raises(ConfigError, match=r"launch\.device: is cpu, but launch.hostfile is set"):
-        hosts("node1 slots=2\n", device="cpu")
+def test_hosts_may_have_their_ranks_on_the_cpu(hosts):
+    placed = hosts("node1 slots=2\n", device="cpu")
+    assert placed == Placement("cpu", replicas=1, ranks=2)
 
 
 @pytest.mark.parametrize(

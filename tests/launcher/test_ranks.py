@@ -85,6 +85,29 @@ def test_the_end_of_the_ranks_is_understood(launch, end, status, message):
     assert message in shown
 
 
+@pytest.mark.parametrize(
+    ("status", "first", "ended", "said"),
+    [
+        (129, "76", HUNG, "the connection to a host was lost"),
+        (129, "2", MISTAKE, "the connection to a host was lost"),
+        (129, "1", FAILED, "the connection to a host was lost"),
+        (129, "", FAILED, "the connection to a host was lost"),
+        (1, "76", HUNG, ""),
+        (137, "1", 137, "ended by SIGKILL"),
+    ],
+)
+def test_over_several_hosts_the_first_rank_that_failed_knows_why(
+    tmp_path, capsys, status, first, ended, said
+):
+    (tmp_path / "logs").mkdir()
+    if first:
+        (tmp_path / "logs" / ".failed").write_text(first)
+    assert ranks._outcome(status, tmp_path, StopRequests(), several=True) == ended
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert "SIGHUP" not in shown
+
+
 @pytest.mark.parametrize("status", ["0", "1", "76", "134", "137", "139"])
 def test_ranks_that_crash_or_hang_are_started_again(launch, status):
     ended, starts, shown = launch(status, status, "finished:0", restarts=3)

@@ -186,5 +186,5 @@ def test_without_a_network_the_hub_is_given_up_at_once(cache, monkeypatch):
 def test_a_path_that_is_missing_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
-    with pytest.raises(UserError, match=": no such tokenizer file; gptx tokenizer makes one"):
+    with pytest.raises(UserError, match=r": no such tokenizer file; gptx tokenizer"):
         load_tokenizer(name)

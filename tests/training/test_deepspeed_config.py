@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megatron_gptx.training.deepspeed_config import deepspeed_config, zero_stage_note
-from tests.runs import tiny_config
+from tests.runs import tiny_config, train
 
 
 def settings(**options: object) -> dict:
@@ -45,3 +45,25 @@ def test_the_raw_section_is_merged_in():
     assert told["zero_optimization"]["stage"] == 0
     assert told["zero_optimization"]["reduce_bucket_size"] == 5
     assert told["prescale"] is True
+
+
+PROFILER = {"flops_profiler": {"enabled": True, "profile_step": 1}}
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "measuring"),
+    [
+        (0, PROFILER),
+        (2, PROFILER),
+        (0, {"wall_clock_breakdown": True}),
+        (2, {"wall_clock_breakdown": True, "memory_breakdown": True}),
+    ],
+)
+def test_what_deepspeed_measures_by_itself_ends_no_run(corpus, tmp_path, zero_stage, measuring):
+    options = {"parallel__zero_stage": zero_stage, "training__steps": 11, "deepspeed": measuring}
+    assert len(train(tiny_config(corpus, tmp_path, **options))) == 11
+
+
+def test_a_chosen_number_of_steps_between_reports_is_kept():
+    assert settings(deepspeed=PROFILER | {"steps_per_print": 3})["steps_per_print"] == 3
+    assert settings()["steps_per_print"] is None

@@ -1,9 +1,15 @@
 """The progress line."""
 
+import fcntl
 import io
+import os
+import pty
+import struct
+import termios
 
 import pytest
 
+from megatron_gptx.distributed.log import lossy
 from megatron_gptx.training.monitor import Monitor, duration
 from megatron_gptx.training.state import TrainingState
 
@@ -42,6 +48,22 @@ def test_a_terminal_line_is_redrawn_and_a_message_gets_its_own():
     monitor.say("saved")
     assert console.getvalue().startswith("\r")
     assert console.getvalue().endswith("\nsaved\n")
+
+
+@pytest.mark.parametrize(("columns", "most"), [(20, 19), (80, 79), (0, 1000)])
+def test_the_live_line_fits_the_terminal(columns, most):
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    monitor = Monitor(lossy(slave), total_steps=1_000_000, visible=True)
+    monitor.start(TrainingState())
+    state = TrainingState(step=999_999, tokens=10**9)
+    monitor.show(state, 1.25, *monitor.step(state))
+    drawn = os.read(master, 1000).decode()
+    os.close(slave)
+    os.close(master)
+    assert drawn.startswith("\r\033[Kstep 999999/1000000"[: 4 + most])
+    assert len(drawn.removeprefix("\r\033[K")) <= most
+    assert columns or drawn.endswith(" left")
 
 
 def test_other_ranks_are_silent():

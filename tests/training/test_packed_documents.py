@@ -14,6 +14,10 @@ HALF = VOCAB_SIZE // 2
 LAYOUTS = {
     "one stage": {},
     "two stages": {"parallel__pipeline_stages": 2},
+    "two stages, learned positions": {
+        "parallel__pipeline_stages": 2,
+        "model__position": "learned",
+    },
     "two stages, recomputed": {
         "parallel__pipeline_stages": 2,
         "training__checkpoint_activations": 1,

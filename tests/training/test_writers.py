@@ -72,11 +72,20 @@ STRANGE = {
 def test_a_line_that_is_no_row_costs_no_other_row_and_no_resume(tmp_path, capsys, line):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + STRANGE[line] + b'\n{"step": 2}\n')
-    writer = MetricsFile(path, resumed_step=2)
+    writer = MetricsFile(path, resumed_step=2, say=print)
     writer.write(ROW)
     writer.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
     assert capsys.readouterr().err == f"{path}: 1 of 3 lines were no rows, and are gone\n"
+
+
+def test_going_back_in_the_metrics_file_takes_no_room(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    file = path.stat().st_ino
+    MetricsFile(path, resumed_step=2, say=print).close()
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert path.stat().st_ino == file  # it was not written anew
 
 
 def test_numbers_that_json_does_not_know_become_null(tmp_path):
