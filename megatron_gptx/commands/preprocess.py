@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from megatron_gptx.data.spool import STDIN, spooled
 from megatron_gptx.data.workers import import_ahead
 
 if TYPE_CHECKING:
+    from megatron_gptx.data.encode import Options
     from megatron_gptx.data.preprocess import Outcome
 
 _SHOWN = 10
@@ -75,7 +77,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         status = 130
     else:
         return 0
-    for prefix in prefixes.values():
+    for prefix in (name for each in prefixes.values() for name in (each, _labels_of(each))):
         if Path(f"{prefix}.d", "progress.json").exists():
             print(f"{prefix}.d keeps what is done: the same command goes on", file=sys.stderr)
     for key in waiting:
@@ -85,7 +87,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 
 def _prefixes(args: argparse.Namespace) -> dict[str, Path]:
     """Return the prefix of each key's dataset."""
-    keys = list(dict.fromkeys(args.json_keys or ["text"]))
+    usual = "text" if args.chat_template is None else "messages"
+    keys = list(dict.fromkeys(args.json_keys or [usual]))
     if len(keys) == 1:
         return {keys[0]: args.output_prefix}
     if apart := [key for key in keys if "/" in key]:
@@ -128,9 +131,9 @@ def describe_passed_over(paths: list[str]) -> str:
 
 def _make_dataset(args: argparse.Namespace, files: list[InputFile], key: str, prefix: Path) -> None:
     # Not before the workers' imports have begun: they take a quarter of a second, beside these.
-    from megatron_gptx.data.encode import Options, Vocabulary
-    from megatron_gptx.data.preprocess import preprocess
+    from megatron_gptx.data.encode import Options
 
+    chat = _chat(args)
     options = Options(
         json_key=key,
         append_eod=args.append_eod,
@@ -139,7 +142,37 @@ def _make_dataset(args: argparse.Namespace, files: list[InputFile], key: str, pr
         longest_document=args.longest_document,
         stop_on_error=args.on_error == "stop",
         eod_token=args.eod_token,
+        chat=chat,
     )
+    _make(args, files, prefix, options)
+    if chat is not None:
+        labels = _labels_of(prefix)
+        _make(args, files, labels, replace(options, labels=True))
+        print(f"answers      data.labels: {{{prefix}: {labels}}} trains on them only")
+
+
+def _labels_of(prefix: Path) -> Path:
+    """Return the prefix of the dataset that says what is learned of a chat."""
+    return Path(f"{prefix}_labels")
+
+
+def _chat(args: argparse.Namespace) -> dict[str, str] | None:
+    from megatron_gptx.data.chat import read_template
+
+    if args.chat_template is None:
+        return None
+    if args.ftfy or args.special_tokens_in_text == "keep":
+        given = "--ftfy" if args.ftfy else "--special-tokens-in-text keep"
+        raise UserError(f"{given}: not together with --chat-template")
+    return read_template(args.chat_template)
+
+
+def _make(
+    args: argparse.Namespace, files: list[InputFile], prefix: Path, options: "Options"
+) -> None:
+    from megatron_gptx.data.encode import Vocabulary
+    from megatron_gptx.data.preprocess import preprocess
+
     started_at = time.perf_counter()
     outcome = preprocess(
         files,
@@ -223,6 +256,12 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     keys.add_argument(
         "--json-keys", "--jsonl-keys", action="extend", dest="json_keys", nargs="+", metavar="KEY",
         help="several of them, as GPT-NeoX and Megatron-LM have it",
+    )  # fmt: skip
+    keys.add_argument(
+        "--chat-template", metavar="FILE",
+        help="texts are lists of messages (default --json-key: messages), written out by this "
+        "template of Jinja, tokenizer_config.json or folder; PREFIX_labels says what is learned: "
+        "the answers",
     )  # fmt: skip
     keys.add_argument(
         "--ftfy", nargs="?", const="full", choices=("full", "mojibake"),

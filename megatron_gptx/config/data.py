@@ -47,7 +47,7 @@ class FillInTheMiddleConfig(Section):
         description="Share of those in which the suffix comes first (SPM), not the prefix (PSM).",
     )
     prefix: str = Field(
-        "<|fim_prefix|>", description="Token of data.tokenizer that stands before the prefix."
+        "<|fim_prefix|>", description="Marker of data.tokenizer that stands before the prefix."
     )
     middle: str = Field("<|fim_middle|>", description="The one before the middle.")
     suffix: str = Field("<|fim_suffix|>", description="The one before the suffix.")
@@ -96,7 +96,8 @@ class DataConfig(Section):
     tokenizer: GivenPath | None = Field(
         None,
         description="What `gptx preprocess` takes as `--tokenizer`: tokenizer.json, GPT-2's "
-        "vocab.json, NAME.model, NAME.tiktoken or `bytes`. For generation, for checking "
+        "vocab.json (or VOCABULARY,MERGES), NAME.model, tiktoken's ranks, tekken.json, a folder, "
+        "NAME[@REVISION] of the Hugging Face hub, or `bytes`. For generation, for checking "
         "vocab_size, and for the ids of `fill_in_the_middle`.",
     )
     prefetch: int = Field(

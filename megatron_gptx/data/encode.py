@@ -38,10 +38,18 @@ class Options:
     longest_document: int = 1 << 30
     stop_on_error: bool = False
     eod_token: str | None = None
+    chat: dict[str, str] | None = None  # see `read_template`
+    labels: bool = False  # of a chat: what is to be learned at each token, in place of the ids
 
     def reading(self, tokenizer: Tokenizer) -> Reading:
         """Return what decides which texts there are."""
         forbidden = tokenizer.special_tokens if self.special_tokens == "error" else frozenset()
+        if self.chat is not None:
+            from megatron_gptx.data.chat import ChatTemplate  # few need it
+
+            template = ChatTemplate(self.chat, tokenizer.special_tokens, forbidden)
+            plain = Reading(self.json_key, longest_bytes=self.longest_document)
+            return plain._replace(chat=template.segments)
         fix = text_fixer(self.ftfy) if self.ftfy else None
         return Reading(self.json_key, forbidden, self.longest_document, fix)
 
@@ -130,6 +138,14 @@ class Encoder:
         self._encode: EncodeBatch = (
             gigatoken_encoder(self._tokenizer) if job.gigatoken else self._tokenizer.encode_batch
         )
+        self._encode_documents = self._encode
+        if job.options.chat is not None:
+            from megatron_gptx.data.chat import ChatEncoder  # few need it
+
+            end = self._tokenizer.end_of_document if job.options.append_eod else None
+            self._encode_documents = ChatEncoder(
+                self._tokenizer, self._encode, labels=job.options.labels, end=end
+            ).encode_batch
         self._vocab_size = self._tokenizer.vocab_size
 
     def __call__(self, task: Task) -> Part:
@@ -143,7 +159,7 @@ class Encoder:
                 for number, batch in enumerate(_batches(texts)):
                     if number == 0 and self._job.gigatoken:
                         self._compare(batch[task.number % len(batch)])
-                    part = self._write(self._encode(batch), part, file, lengths)
+                    part = self._write(self._encode_documents(batch), part, file, lengths)
             except EngineMismatchError as error:
                 return part._replace(mismatch=str(error))
             except UserError as error:
@@ -165,7 +181,7 @@ class Encoder:
                 f"{self._vocab_size}"
             )
         ids = encoded.ids.astype(self._dtype)
-        if self._job.options.append_eod:
+        if self._job.options.append_eod and self._job.options.chat is None:
             end = self._tokenizer.end_of_document
             ids, sizes = _with_ends(ids, sizes, end), sizes + 1
             highest = max(highest, end if sizes.size else -1)

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +80,6 @@ def absent_manifest(prefix: PathLike) -> str | None:
         f"{path}: gone, though {path.parent} is there: nothing tells whether the dataset is what "
         f"was written; bring it back, make the dataset again, or remove {path.parent}"
     )
-
-
-def ends_of_documents(prefixes: Iterable[PathLike]) -> set[int]:
-    """Return the ids that end the documents of some datasets, as far as their manifests tell."""
-    manifests = (read_manifest(manifest_path(prefix)) for prefix in prefixes)
-    ends = (manifest.get("end_of_document") for manifest in manifests if manifest is not None)
-    return {end for end in ends if isinstance(end, int)}
 
 
 def forbidden_ids(manifest: dict[str, Any]) -> list[int]:

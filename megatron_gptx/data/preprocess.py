@@ -123,6 +123,8 @@ class _Run:
         self._made_from = made_from
         self._parts, self._state_file = folder / "parts", folder / "progress.json"
         self._dtype = token_dtype(made_from["tokenizer"]["vocab_size"])
+        if options.labels:
+            self._dtype = np.dtype("<i4")  # some are negative
         self._tasks = [Task(number, unit) for number, unit in enumerate(divide(files))]
         self._same = {**made_from, "unit_bytes": UNIT_BYTES, "num_parts": len(self._tasks)}
         self._state = State()
@@ -285,14 +287,16 @@ class _Run:
 
 
 def _made_from(files: list[InputFile], tokenizer: Tokenizer, options: Options) -> dict[str, Any]:
+    ends = options.append_eod and not options.labels
+    guarded = options.special_tokens != "keep" and options.chat is None
     return {
         "format": FORMAT,
         "version": __version__,
         "inputs": describe_inputs(files),
         "tokenizer": {"sha256": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
-        "end_of_document": tokenizer.end_of_document if options.append_eod else None,
+        "end_of_document": tokenizer.end_of_document if ends else None,
         # Ids that stand nowhere but at the end of a document.
-        "markers": None if options.special_tokens == "keep" else marker_ids(tokenizer),
+        "markers": marker_ids(tokenizer) if guarded else None,
         "options": asdict(options),
         "ftfy": version("ftfy") if options.ftfy else None,
     }

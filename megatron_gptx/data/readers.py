@@ -29,6 +29,19 @@ class Reading(NamedTuple):
     forbidden: frozenset[str] = frozenset()  # what no text may contain
     longest_bytes: int = 1 << 30
     fix: Callable[[str], str] | None = None  # what repairs a text before it is looked at further
+    chat: Callable[[object], str] | None = None  # what makes a text of messages
+
+    def text_of(self, value: object) -> str:
+        """Return the text that a value is.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if self.chat is not None:
+            return self.chat(value)
+        if not isinstance(value, str):
+            raise ValueError(f"{self.json_key!r} is {_kind(value)}, not a string")
+        return value
 
 
 class Rejected(NamedTuple):
@@ -211,7 +224,7 @@ def _read_json(path: str, account: Account, reading: Reading) -> Iterator[str]:
     for record in value if isinstance(value, list) else [value]:
         account.num_lines += 1
         try:
-            text = account.accept(_text_of(record, reading.json_key), reading)
+            text = account.accept(_text_of(record, reading), reading)
         except ValueError as error:
             account.reject(path, str(error), account.num_lines)
             continue
@@ -225,9 +238,7 @@ def _read_rows(
     for value in rows:
         account.num_lines += 1
         try:
-            if not isinstance(value, str):
-                raise ValueError(f"{reading.json_key!r} is {_kind(value)}, not a string")
-            text = account.accept(value, reading)
+            text = account.accept(reading.text_of(value), reading)
         except ValueError as error:
             line = account.num_lines
             account.reject(path, str(error), line, lambda line=line: before + line)  # type: ignore[misc]
@@ -251,7 +262,7 @@ def _read_lines(
                     at = begin + num_bytes
                     if num_bytes > limit:
                         raise ValueError(_too_long(reading))
-                text, repaired = _parse(line, reading.json_key)
+                text, repaired = _parse(line, reading)
                 if repaired and account.stop:
                     raise ValueError("not UTF-8")
                 account.repaired += repaired
@@ -301,16 +312,16 @@ def _read_rest(file: BinaryIO, line: bytes, limit: int, *, seekable: bool) -> tu
     return b"".join(pieces), size
 
 
-def _parse(line: bytes, key: str) -> tuple[str, bool]:
+def _parse(line: bytes, reading: Reading) -> tuple[str, bool]:
     """Return a line's text, "" where it is blank, and whether broken UTF-8 was replaced.
 
     Raises:
         ValueError: what is wrong with the line.
     """
     try:
-        text = find(orjson.loads(line), key)
-        if type(text) is str:
-            return text, False
+        text = find(orjson.loads(line), reading.json_key)
+        if reading.chat is not None or type(text) is str:
+            return reading.text_of(text), False
     except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
         pass  # said below, and some of it can be read all the same
     line = line.removeprefix(_BYTE_ORDER_MARK).strip()
@@ -326,10 +337,10 @@ def _parse(line: bytes, key: str) -> tuple[str, bool]:
         raise ValueError("nested too deeply") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg}") from None
-    return _text_of(record, key), repaired
+    return _text_of(record, reading), repaired
 
 
-def _text_of(record: object, key: str) -> str:
+def _text_of(record: object, reading: Reading) -> str:
     """Return the text of a record.
 
     Raises:
@@ -338,12 +349,10 @@ def _text_of(record: object, key: str) -> str:
     if not isinstance(record, dict):
         raise ValueError(f"not a JSON object but {_kind(record)}")
     try:
-        value = find(record, key)
+        value = find(record, reading.json_key)
     except (KeyError, TypeError, IndexError):
-        raise ValueError(f"no key {key!r}") from None
-    if not isinstance(value, str):
-        raise ValueError(f"{key!r} is {_kind(value)}, not a string")
-    return value
+        raise ValueError(f"no key {reading.json_key!r}") from None
+    return reading.text_of(value)
 
 
 def _kind(value: object) -> str:

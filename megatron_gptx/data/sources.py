@@ -62,12 +62,13 @@ def find_files(
     found: list[InputFile] = []
     named = set()
     others = [] if passed_over is None else passed_over
+    kinds: dict[str, Kind] = {}  # of files that were looked into already
     for given in inputs:
         if not given:
             raise UserError("an input has no name: an empty argument, or a comma too many")
         named.add(given)
         if Path(given).is_dir():
-            paths += _of_folder(given, globs, wanted, others)
+            paths += _of_folder(given, globs, wanted, others, kinds)
         else:
             paths += _expand(given)
     for name in lists:
@@ -81,7 +82,8 @@ def find_files(
     for path in paths:
         try:
             file = dataset_version(path) if _is_dataset(path) else stat_input(path)
-            found.append(file._replace(kind=recognise(path, wanted)))
+            kind = kinds.get(path) or recognise(path, wanted)
+            found.append(file._replace(kind=kind))
         except OSError as error:
             if path in named or not os.path.lexists(path):
                 raise UserError(f"{path}: cannot be read: {why(error)}") from error
@@ -137,9 +139,16 @@ def _is_dataset(path: str) -> bool:
 
 
 def _of_folder(
-    folder: str, globs: Sequence[str], wanted: Format, passed_over: list[str]
+    folder: str,
+    globs: Sequence[str],
+    wanted: Format,
+    passed_over: list[str],
+    kinds: dict[str, Kind],
 ) -> list[str]:
-    """Return the files of a folder that are taken, sorted by path; the others are passed over."""
+    """Return the files of a folder that are taken, sorted by path; the others are passed over.
+
+    What is learned of their kinds on the way is put into `kinds`.
+    """
     found: list[str] = []
     others: list[str] = []
     for inside, path in _walk(folder):
@@ -154,7 +163,8 @@ def _of_folder(
         seen = f"; there are {len(others):,} others" if others else ""
         raise UserError(f"{folder}: no file below it matches {what}; use --glob{seen}")
     if not globs and wanted == "auto":
-        rows = {path for path in found if recognise(path) != "files"}
+        kinds |= {path: recognise(path) for path in found}
+        rows = {path for path in found if kinds[path] != "files"}
         if any(_can_be_read(path) for path in rows):
             others += [path for path in found if path not in rows]
             found = [path for path in found if path in rows]

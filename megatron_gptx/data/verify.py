@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_gptx.config.batch import IGNORE
 from megatron_gptx.data.files import CHECKSUM_BLOCK, checksums
 from megatron_gptx.data.indexed_dataset import IndexedDataset
 from megatron_gptx.data.manifest import (
@@ -55,8 +56,10 @@ def all_problems(dataset: IndexedDataset, expected: Expected, *, threads: int = 
     manifest = read_manifest(manifest_path(dataset.prefix))
     yield from _tokenizer_problems(dataset, expected)
     if dataset.num_tokens:
-        everything = dataset.read(0, dataset.num_tokens)
-        yield from _range_problems(dataset, *id_range(everything), expected)
+        low, high = id_range(dataset.read(0, dataset.num_tokens))
+        if low == IGNORE and ((manifest or {}).get("options") or {}).get("labels"):
+            low = 0  # a dataset of labels may be that
+        yield from _range_problems(dataset, low, high, expected)
     if manifest is None:
         if (absent := absent_manifest(dataset.prefix)) is not None:
             yield absent

@@ -124,7 +124,7 @@ class HuggingFaceTokenizer:
         """Return the markers that the file does not call special."""
         added = self._tokenizer.get_added_tokens_decoder().values()
         special = {token.content for token in added if token.special}
-        names = {name for name in self._vocabulary if is_barred(name)}
+        names = {name for name in self._vocabulary if name.startswith("<") and is_barred(name)}
         names |= {token.content for token in added if is_marker(token.content)}
         if (end := self._end_of_document_name()) is not None:
             names.add(end)

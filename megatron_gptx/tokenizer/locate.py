@@ -2,17 +2,21 @@
 
 import os
 import re
+import socket
 from pathlib import Path
 from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
-from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.errors import UserError, why
 
 Kind = Literal["json", "gpt2", "tekken", "ranks", "sentencepiece"]
 
 # What a folder, or a model of the hub, may hold, the best first.
 _NAMES = ("tokenizer.json", "vocab.json", "tekken.json", "qwen.tiktoken", "tokenizer.model")
 _ENDINGS = (".json", ".model", ".tiktoken", ".txt")
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(?:/[\w-][\w.-]*)?(?:@[\w./-]+)?")
+# Without an owner only gpt2 and its like: tokenizer.jsn is a file whose name is mistyped.
+_HUB_NAME = re.compile(r"(?:[\w-]+|[\w-][\w.-]*/[\w-][\w.-]*)(?:@[\w./-]+)?")
 _HEAD_BYTES = 1 << 12
 _FLAT = re.compile(rb'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*-?\d')
 _RANK = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
@@ -94,6 +98,17 @@ def _is_hub_name(name: str) -> bool:
     return "/" not in name or not Path(name).parent.is_dir()
 
 
+def _reach(address: str) -> None:
+    """Raise an OSError at once where there is no network: the library would try for a while."""
+    host = urlsplit(address).hostname
+    if host is None or getproxies():
+        return  # whoever stands between finds it
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise OSError(f"{host}: {why(error)}.") from None
+
+
 def _in_hub(given: str) -> tuple[Path, str]:
     """Return a file of a model of the hub, and the revision that it is of."""
     name, _, revision = given.partition("@")
@@ -109,6 +124,8 @@ def _in_hub(given: str) -> tuple[Path, str]:
     try:
         cached = (try_to_load_from_cache(name, file, revision=wanted) for file in _NAMES)
         path = next((found for found in cached if isinstance(found, str)), None)
+        if path is None and not constants.HF_HUB_OFFLINE:
+            _reach(constants.ENDPOINT)
         for file in _NAMES if path is None else ():
             try:
                 path = hf_hub_download(name, file, revision=wanted)

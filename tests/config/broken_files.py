@@ -92,7 +92,7 @@ MISTAKES = {
     "a list of datasets": ("optimizer:", "data:\n  train: [a, b]\noptimizer:"),
     "labels of an unknown dataset": ("optimizer:", "data:\n  train: a\n  labels: {b: c}\noptimizer:"),
     "infilling without a tokenizer": ("optimizer:", "data:\n  fill_in_the_middle:\n    rate: 0.5\noptimizer:"),
-    "infilling with labels": ("optimizer:", "data:\n  train: a\n  tokenizer: t\n  labels: {a: b}\n  fill_in_the_middle: {rate: 1}\noptimizer:"),
+    "infilling with labels": ("optimizer:", "data:\n  train: a\n  tokenizer: t.json\n  labels: {a: b}\n  fill_in_the_middle: {rate: 1}\noptimizer:"),
     "steps and epochs": ("  steps: 10", "  steps: 10\n  epochs: 2"),
     "a packing of others": ("optimizer:", "data:\n  packing: packed\noptimizer:"),
     "valid and split": ("optimizer:", "data:\n  valid: x\n  split: 9,1,0\noptimizer:"),

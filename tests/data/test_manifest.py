@@ -1,6 +1,7 @@
 """A manifest vouches for itself and for its dataset, and its facts are used, not guessed again."""
 
 import json
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -11,7 +12,6 @@ from megatron_gptx.config.errors import UserError
 from megatron_gptx.data.build import build_datasets
 from megatron_gptx.data.indexed_dataset import IndexedDataset
 from megatron_gptx.data.manifest import (
-    ends_of_documents,
     manifest_path,
     read_manifest,
     write_manifest,
@@ -156,7 +156,6 @@ def test_filling_in_the_middle_keeps_the_end_that_the_dataset_was_made_with(make
     dataset = make("--eod-token", "<EOT>")
     end = load_tokenizer("t.json").id_of("<EOT>")
     assert end != load_tokenizer("t.json").end_of_document
-    assert ends_of_documents(["data", "absent"]) == {end}
     data = DataConfig(
         train="data", tokenizer="t.json", packing="document", fill_in_the_middle={"rate": 1.0}
     )
@@ -190,5 +189,27 @@ def test_a_token_that_text_becomes_cannot_be_a_sentinel(make):
     make()
     names = {"prefix": "the", "rate": 1.0}
     data = DataConfig(train="data", tokenizer="t.json", fill_in_the_middle=names)
-    with pytest.raises(UserError, match=r"no token 'the', .*that no text becomes"):
+    with pytest.raises(UserError, match=r"no token 'the' that no text becomes"):
         build_datasets(data, seq_length=8, seed=1)
+
+
+def test_the_revision_of_a_tokenizer_of_the_hub_is_recorded(make, tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants", reason="the hub is an extra")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    make()
+    folder, commit = tmp_path / "hub" / "models--some--model", "c0ffee" * 6 + "beef"
+    for name, content in (
+        ("refs/main", commit),
+        (f"snapshots/{commit}/tokenizer.json", Path("t.json").read_text()),
+    ):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(content)
+    words = ["in.jsonl", "--append-eod", "--output-prefix"]
+    assert preprocess.main([*words, "hub-data", "--tokenizer", "some/model"]) == 0
+    made_with = read_manifest(manifest_path("hub-data"))["tokenizer"]
+    assert (made_with["name"], made_with["revision"]) == ("some/model", commit)
+    assert verify.main(["data", "hub-data", "--tokenizer", "some/model"]) == 0
+    # The same vocabulary under another name is the same.
+    assert preprocess.main([*words, "data", "--tokenizer", "some/model"]) == 0
+    assert read_manifest(manifest_path("data"))["tokenizer"]["name"] == "t.json"

@@ -172,8 +172,16 @@ def test_a_name_that_is_not_in_the_cache_is_explained(cache):
     assert message.endswith("network: hf download no-such/model tokenizer.json")
 
 
+def test_without_a_network_the_hub_is_given_up_at_once(cache, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants", reason="the hub is an extra")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
+    with pytest.raises(UserError, match=r"it cannot be had from the hub: hub\.invalid: "):
+        load_tokenizer("no-such/model")
+
+
 @pytest.mark.parametrize(
-    "name", ["absent.json", "here/absent", "./x", "/tmp/none/x", "a/b/c", "x.model"]
+    "name", ["absent.json", "absent.jsn", "here/absent", "./x", "/tmp/none/x", "a/b/c", "x.model"]
 )
 def test_a_path_that_is_missing_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
