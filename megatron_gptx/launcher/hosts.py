@@ -26,15 +26,8 @@ PASSED_ON = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
 
 
 def module_command(name: str) -> list[str]:
-    """Return the words that run a module as a program.
-
-    Unlike `python -m` they import nothing from the current folder, where a user's `queue.py` may
-    lie. Python's own option for that, `-P`, is younger than the oldest Python here.
-    """
-    code = (
-        f"import sys; del sys.path[0]; import runpy; runpy.run_module({name!r}, None, '__main__')"
-    )
-    return [sys.executable, "-c", code]
+    """Return the words that run a module, and import nothing from the current folder."""
+    return [sys.executable, str(Path(__file__).with_name("module.py")), name]
 
 
 def hosts_command(
