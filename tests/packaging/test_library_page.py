@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from megatron_gptx.ops import library
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
@@ -18,8 +20,9 @@ def test_the_examples_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     program.write_text("\n".join(EXAMPLES))
     runpy.run_path(str(program))
     shown = capsys.readouterr().out.splitlines()
-    # Both say which implementation they took; the machine of the tests builds the kernels.
-    assert sum(line.startswith("attention: fused kernels") for line in shown) == 2
+    # The machine of the tests can build the kernels.
+    assert library.loaded()
+    assert sum(line.startswith("attention: fused kernels") for line in shown) == 1
     assert any("parameters in" in line for line in shown)
 
 
