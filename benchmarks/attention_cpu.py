@@ -4,7 +4,7 @@ The rivals are the same formulas in eager PyTorch, the same through torch.compil
 attention, and PyTorch's dense attention with and without ALiBi, which computes something else. All
 take turns, so that whatever else the machine does slows all: the ratios mean more than the times.
 Before anything is timed, every form of top-k attention is compared with float64, and so are the
-layers that carry scores.
+layers that carry scores. --isa avx2 shows what a CPU without AVX-512 does.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import torch
 from attention_forms import (
     OURS,
     TOP_K,
+    Clock,
     Forms,
     Problem,
     check,
@@ -27,11 +28,24 @@ from attention_forms import (
     show,
     write_results,
 )
+from machine import CLOCKS, add_options, restart_with
 from torch import Tensor
 
 from megatron_gptx.ops import library
 from megatron_gptx.ops.attention import attention
 from megatron_gptx.ops.topk_softmax import topk_softmax
+
+
+def clock_of(options: argparse.Namespace) -> Clock:
+    """Return what tells how many milliseconds a call takes."""
+    read = CLOCKS[options.clock]
+
+    def milliseconds(call: Callable[[], object]) -> float:
+        started_at = read()
+        call()
+        return 1000 * (read() - started_at)
+
+    return milliseconds
 
 
 def measure_attention(options: argparse.Namespace, results: dict[str, object]) -> None:
@@ -48,7 +62,7 @@ def measure_attention(options: argparse.Namespace, results: dict[str, object]) -
     passes = {"forward": problem.forward, "forward and backward": problem.both}
     for name, one_pass in passes.items():
         calls = {form: one_pass(call) for form, call in forms.items()}
-        show(f"attention, {name}, {size}", calls, options.rounds, results)
+        show(f"attention, {name}, {size}", calls, options.rounds, results, clock_of(options))
 
     scores = torch.randn(b, h, s, s).requires_grad_()
     grad = torch.randn(b, h, s, s)
@@ -68,12 +82,19 @@ def measure_attention(options: argparse.Namespace, results: dict[str, object]) -
     compare(both_passes, torch.autograd.grad(probs, wide, grad.double()))
     del wide, probs
     calls = {name: partial(form, scores.detach()) for name, form in softmax.items()}
-    show(f"softmax of given scores, forward, {size}", calls, options.rounds, results)
+    show(
+        f"softmax of given scores, forward, {size}",
+        calls,
+        options.rounds,
+        results,
+        clock_of(options),
+    )
     show(
         f"softmax of given scores, forward and backward, {size}",
         both_passes,
         options.rounds,
         results,
+        clock_of(options),
     )
 
 
@@ -93,7 +114,7 @@ def measure_skipping(options: argparse.Namespace, results: dict[str, object]) ->
         if not same:
             raise SystemExit(f"skipping changes the result at s={s}")
         calls = {OURS: partial(call, True), "no panel skipped": partial(call, False)}
-        show(f"forward, s={s}, equal bit by bit", calls, options.rounds, results)
+        show(f"forward, s={s}, equal bit by bit", calls, options.rounds, results, clock_of(options))
 
 
 def carried(problem: Problem, layers: int, *, ours: bool) -> Callable[[], tuple[Tensor, ...]]:
@@ -139,7 +160,7 @@ def measure_carry(options: argparse.Namespace, results: dict[str, object]) -> No
     compare(two, carried(exact, 2, ours=False)())
     calls: Forms = {name: carried(problem, layers, ours=ours) for name, ours in sides.items()}
     title = f"{layers} layers with carried scores, forward and backward"
-    show(title, calls, max(3, options.rounds // 3), results)
+    show(title, calls, max(3, options.rounds // 3), results, clock_of(options))
 
 
 def peak_bytes(case: str) -> int:
@@ -203,7 +224,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--output", type=Path, help="JSON file for the result")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    add_options(parser)
     options = parser.parse_args(argv)
+    restart_with(options.isa)
     torch.set_num_threads(options.threads)
     if reason := library.load(lambda line: print(line, file=sys.stderr)):
         parser.exit(2, f"the kernels cannot run here: {reason}\n")
@@ -211,7 +234,8 @@ def main(argv: list[str] | None = None) -> int:
         print(peak_bytes(options.peak_of))
         return 0
     results: dict[str, object] = {"threads": options.threads, "torch": torch.__version__}
-    variant = torch.ops.gptx.cpu_variants()[0]
+    variant = library.cpu_capability()
+    results |= {"isa": variant, "clock": options.clock}
     print(f"{options.threads} thread(s), float32, {variant}, PyTorch {torch.__version__}")
     measure_attention(options, results)
     measure_skipping(options, results)

@@ -1,7 +1,6 @@
 """The forms of attention that the benchmarks compare, their check against float64, their table."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -111,13 +110,6 @@ def worst(found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> float:
     return max(((a.double() - b).abs().max() / b.abs().max()).item() for a, b in pairs)
 
 
-def host_milliseconds(call: Callable[[], object]) -> float:
-    """Return how long a call takes on the CPU."""
-    started_at = time.perf_counter()
-    call()
-    return 1000 * (time.perf_counter() - started_at)
-
-
 def take_turns(forms: Forms, rounds: int, clock: Clock) -> dict[str, list[float]]:
     """Return each form's milliseconds per round."""
     for call in forms.values():
@@ -134,7 +126,7 @@ def show(
     forms: Forms,
     rounds: int,
     results: dict[str, object],
-    clock: Clock = host_milliseconds,
+    clock: Clock,
 ) -> dict[str, dict[str, float]]:
     """Time the forms in turns; print and keep medians, and ratios to ours, round by round."""
     found = take_turns(forms, rounds, clock)

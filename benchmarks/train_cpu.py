@@ -5,12 +5,12 @@ kernels, in plain PyTorch, and in plain PyTorch with attention as its definition
 stands x-transformers in a plain loop with the same switches, sizes, batches, clipping and
 optimizer. All take turns in one process, so that whatever else the machine does slows all: the
 ratios mean more than the speeds.
-Beside other busy programs set OMP_WAIT_POLICY=passive: threads that spin make a lottery of it.
+Beside other busy programs set OMP_WAIT_POLICY=passive: threads that spin make a lottery of it; on
+one thread, --clock cpu leaves those programs out. --isa avx2 shows what a CPU without AVX-512 does.
 """
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+from machine import CLOCKS, add_options, restart_with
 from torch import Tensor, nn
 from torch.nn import functional
 from training_runs import (
@@ -39,6 +40,7 @@ from megatron_gptx.config.ops import Backend, OpsConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.data.files import write_aside
 from megatron_gptx.distributed.process import Process
+from megatron_gptx.ops import library
 from megatron_gptx.ops.attention import attention_reference
 
 # One rank, and what x-transformers has not or means otherwise.
@@ -152,10 +154,14 @@ def their_model(model: ModelConfig) -> TransformerWrapper:
 
 def compare(config: Config, options: argparse.Namespace, process: Process) -> None:
     """Check that all sides are alike and learn, time them in turns, show and write the result."""
+    if reason := library.load(print):
+        raise UserError(f"the kernels cannot run here: {reason}")
     torch.set_num_threads(options.threads)
     torch.manual_seed(config.training.seed)
     show = partial(print, file=process.console)
-    show(f"threads {options.threads}, PyTorch {torch.__version__}, {SETTINGS}\n{DIFFERENCES}")
+    clock = CLOCKS[options.clock]
+    show(f"{library.cpu_capability()}, clock {options.clock}, threads {options.threads}")
+    show(f"PyTorch {torch.__version__}, {SETTINGS}\n{DIFFERENCES}")
     sides = [
         build_ours(config, process, "fused"),
         build_ours(config, process, "reference"),
@@ -172,10 +178,10 @@ def compare(config: Config, options: argparse.Namespace, process: Process) -> No
     speeds: dict[str, list[float]] = {side.name: [] for side in sides}
     for first in range(WARMUP_STEPS, len(steps), options.steps_per_block):
         for side in sides:
-            started_at = time.perf_counter()
+            started_at = clock()
             for number in range(first, first + options.steps_per_block):
                 side.train(steps[number], number)
-            speeds[side.name].append(tokens / (time.perf_counter() - started_at))
+            speeds[side.name].append(tokens / (clock() - started_at))
 
     ratios = {}
     own = sides[0].name
@@ -185,7 +191,8 @@ def compare(config: Config, options: argparse.Namespace, process: Process) -> No
         spread = f"{ratios[name]:8.2f}x ({min(turns):.2f} to {max(turns):.2f} over {len(turns)})"
         show(f"{name:<16}{median(values):>10,.0f} tokens/s{'' if name == own else spread}")
     if options.output:
-        result = {"threads": options.threads, "tokens_per_second": speeds, "ratios": ratios}
+        result: dict[str, object] = {"isa": library.cpu_capability(), "clock": options.clock}
+        result |= {"threads": options.threads, "tokens_per_second": speeds, "ratios": ratios}
         result["parameters"] = {side.name: side.num_parameters for side in sides}
         write_aside(options.output, json.dumps(result, indent=2) + "\n")
 
@@ -199,7 +206,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps-per-block", type=int, default=3, help="default: 3")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, help="JSON file for the result")
+    add_options(parser)
     options = parser.parse_args(argv)
+    restart_with(options.isa)
     try:
         config = load([options.config], [*options.set, *SETTINGS.split()])
     except UserError as error:

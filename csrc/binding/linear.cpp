@@ -3,7 +3,6 @@
 // Every step goes through PyTorch's dispatcher, so that its compiler can see it.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/_unsafe_view.h>
-#include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
@@ -36,15 +35,13 @@ class Operation {
   c10::TypedOperatorHandle<Signature> handle_;
 };
 
-// x @ weight.T + bias, by oneDNN, whose products are quicker than those of the library behind PyTorch's
-// own; of narrower types PyTorch itself takes oneDNN's.
-at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
-  if (x.scalar_type() != at::kFloat) return at::linear(x, weight, bias);
-  using Scalars = c10::List<std::optional<at::Scalar>>;
+// x @ weight.T + bias
+at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
+                   const std::string& variant) {
   static const Operation<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
-                                    c10::string_view, Scalars, std::optional<c10::string_view>)>
-      of_onednn("mkldnn::_linear_pointwise");
-  return of_onednn(x, weight, bias, "none", Scalars(), "");
+                                    c10::string_view)>
+      product_of("gptx::product");
+  return product_of(x, weight, bias, variant);
 }
 
 at::Tensor add_bias_and_activate(at::Tensor x, const OptionalTensor& bias, const std::string& variant) {
@@ -86,11 +83,11 @@ struct Linear : torch::autograd::Function<Linear> {
     const at::Tensor rows = rows_of(x);
     if (!activated) {
       context->save_for_backward({x, weight});
-      return like(product(rows, weight, bias), x);
+      return like(product(rows, weight, bias, variant), x);
     }
     // A narrow type is rounded with the bias in it, which is once.
     const bool wide = x.scalar_type() == at::kFloat;
-    const at::Tensor before = product(rows, weight, wide ? std::nullopt : bias).to(at::kFloat);
+    const at::Tensor before = product(rows, weight, wide ? std::nullopt : bias, variant).to(at::kFloat);
     context->save_for_backward({x, weight, before});
     const at::Tensor out = add_bias_and_activate(before, wide ? bias : std::nullopt, variant);
     return like(out.to(x.scalar_type()), x);
@@ -108,7 +105,7 @@ struct Linear : torch::autograd::Function<Linear> {
     if (saved.size() > 2) grad = before_activation(grad, saved[2], variant);
 
     Variable grad_x, grad_weight, grad_bias;
-    if (context->needs_input_grad(0)) grad_x = like(product(grad, weight.t(), {}), x);
+    if (context->needs_input_grad(0)) grad_x = like(product(grad, weight.t(), {}, variant), x);
     const bool needs_weight = context->needs_input_grad(1);
     const bool needs_bias = has_bias && context->needs_input_grad(2);
     if (needs_weight && x.scalar_type() == at::kFloat) {

@@ -3,6 +3,16 @@
 namespace gptx {
 namespace {
 
+template <class V>
+void copy_rows(const float* from, int64_t from_stride, int64_t num_rows, int64_t d, float* to,
+               int64_t to_stride) {
+  for (int64_t n = 0; n < num_rows; ++n, from += from_stride, to += to_stride) {
+    int64_t c = 0;
+    for (; c + V::W <= d; c += V::W) V::load(from + c).store(to + c);
+    if (c < d) V::load_part(from + c, d - c, 0).store_part(to + c, d - c);
+  }
+}
+
 // Two vectors of columns of M rows of out, whole ones or the first `width` columns of them.
 template <class V, int M, bool kWhole>
 __attribute__((noinline)) void add_tile(const float* a, int64_t out_step, int64_t row_step,

@@ -59,7 +59,7 @@ struct WeightGradient {
   // So many rows at a time, whose sums stay accurate; so many inputs, whose packed rows lie in a core's
   // second-level cache; and so many outputs, whole groups of every variant's kRows.
   static constexpr int64_t kTerms = 256, kInputs = 256, kOutputs = 84;
-  static constexpr int64_t kScratch = kTerms * kInputs;
+  static constexpr int64_t kScratch = kTerms * (kInputs + kOutputs);
   const float* grad;  // (num_rows, num_outputs)
   const float* x;     // (num_rows, num_inputs)
   int64_t num_rows;
@@ -67,6 +67,25 @@ struct WeightGradient {
   int64_t num_inputs;
   float* weight;      // (num_outputs, num_inputs)
   float* bias;        // (num_outputs), or null
+};
+
+// out (num_rows, num_outputs) = x (num_rows, num_inputs) times a weight, whose element (output, input) lies
+// output * output_step + input * input_step after its first; one of the steps is 1.
+struct LinearProduct {
+  // So many terms at a time, whose sums stay accurate.
+  static constexpr int64_t kTerms = 256;
+  // Of two vectors, whatever their width.
+  static constexpr int64_t kWidestPanel = 32;
+  const float* x;
+  int64_t x_stride;
+  int64_t num_rows;
+  const float* weight;
+  int64_t output_step;
+  int64_t input_step;
+  int64_t num_outputs;
+  int64_t num_inputs;
+  const float* bias;  // (num_outputs), or null
+  float* out;
 };
 
 struct ExpSum {
@@ -100,6 +119,10 @@ struct RowKernels {
                        float* out, int64_t out_stride);
   // Those of the outputs from begin to end.
   void (*add_weight_gradient)(const WeightGradient& sought, int64_t begin, int64_t end, float* scratch);
+  // Writes one panel of the weight's outputs, of which there are panel_width each.
+  void (*pack_weight)(const LinearProduct& sought, int64_t panel, float* packed);
+  // Those of the rows from begin to end, by all panels.
+  void (*multiply_rows)(const LinearProduct& sought, const float* packed, int64_t begin, int64_t end);
   // row = softmax(row); returns its largest element of before and the sum over exp(row - largest). The
   // sum and the row become NaN where the row holds NaN or +inf, or only -inf.
   ExpSum (*softmax)(float* row, int64_t n);
@@ -107,6 +130,7 @@ struct RowKernels {
   void (*add_gelu)(float* row, const float* bias, int64_t n, float* out);
   // out = grad * gelu'(row)
   void (*gelu_gradient)(const float* row, const float* grad, int64_t n, float* out);
+  int64_t panel_width;
 };
 
 // Moves the k largest of the keys to the front, the smallest of them last.

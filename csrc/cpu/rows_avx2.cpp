@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "rows.h"
 
@@ -29,13 +30,20 @@ struct Avx2 {
   static Avx2 fill(float x) { return {_mm256_set1_ps(x)}; }
   static Avx2 positions() { return {_mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7)}; }
   static Avx2 load(const float* from) { return {_mm256_loadu_ps(from)}; }
+  // Some CPUs store by a mask thirty times as slowly as whole vectors, which are nearly all there are.
   static Avx2 load_part(const float* from, int64_t n, float rest) {
+    if (n >= W) return load(from);
     const __m256i taken = first(n);
     const __m256 values = _mm256_maskload_ps(from, taken);
     return {_mm256_blendv_ps(_mm256_set1_ps(rest), values, _mm256_castsi256_ps(taken))};
   }
   void store(float* to) const { _mm256_storeu_ps(to, lanes); }
-  void store_part(float* to, int64_t n) const { _mm256_maskstore_ps(to, first(n), lanes); }
+  void store_part(float* to, int64_t n) const {
+    if (n >= W)
+      store(to);
+    else
+      _mm256_maskstore_ps(to, first(n), lanes);
+  }
 
   struct Eight {
     __m256i low, high;

@@ -14,7 +14,10 @@
 #include "choose_body.h"
 #include "gelu_body.h"
 #include "products_body.h"
-#include "weight_gradient_body.h"
+
+#include "weight_gradient_body.h"  // after products_body.h, which it uses
+
+#include "linear_product_body.h"  // after both
 
 namespace gptx {
 namespace {
@@ -75,20 +78,11 @@ void add_multiples(float* rows, int64_t stride, const int32_t* kept, const float
 }
 
 template <class V>
-void copy_rows(const float* from, int64_t from_stride, int64_t num_rows, int64_t d, float* to,
-               int64_t to_stride) {
-  for (int64_t n = 0; n < num_rows; ++n, from += from_stride, to += to_stride) {
-    int64_t c = 0;
-    for (; c + V::W <= d; c += V::W) V::load(from + c).store(to + c);
-    if (c < d) V::load_part(from + c, d - c, 0).store_part(to + c, d - c);
-  }
-}
-
-template <class V>
 constexpr RowKernels kernels_of() {
   return {pack<V>,          choose<V>,    weighted_sum<V>, dot_products<V>,
           add_multiples<V>, copy_rows<V>, add_products<V>, add_weight_gradient<V>,
-          softmax<V>,       add_gelu<V>,  gelu_gradient<V>};
+          pack_weight<V>,   multiply_rows<V>, softmax<V>, add_gelu<V>, gelu_gradient<V>,
+          2 * V::W};
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Plain C++ in vectors of four, which the compiler maps to whatever the CPU always has.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "rows.h"
 

@@ -49,8 +49,11 @@ void add_weight_gradient(const WeightGradient& sought, int64_t begin, int64_t en
       // A few outputs at a time, whose gradients then stay near from panel to panel.
       for (int64_t output = begin; output < end; output += WeightGradient::kOutputs) {
         const int64_t count = std::min(end - output, WeightGradient::kOutputs);
+        // Side by side: rows that lie a power of two apart compete for a few sets of the cache.
+        float* own = scratch + WeightGradient::kTerms * WeightGradient::kInputs;
+        copy_rows<V>(grad + output, f, num_rows, count, own, count);
         for (int64_t at = 0; at < width; at += kWidth)
-          add_columns<V, true>(grad + output, 1, f, count, scratch + at * num_rows, kWidth, num_rows,
+          add_columns<V, true>(own, 1, count, count, scratch + at * num_rows, kWidth, num_rows,
                                std::min(width - at, kWidth), 1, sought.weight + output * m + c + at, m);
       }
     }

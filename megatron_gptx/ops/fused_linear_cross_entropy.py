@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Logits of one block: half a core's second-level cache or more, and a small part of the third's.
-BLOCK = 512 * 1024
+# Logits of one block: a part of the third-level cache, and enough rows to pack the weight for.
+BLOCK = 1024 * 1024
 
 
 def fused_linear_cross_entropy(
@@ -44,11 +44,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = max(BLOCK // max(len(weight), 1), 16)
         for first in range(0, len(x), rows):
             block, block_labels = x[first : first + rows], labels[first : first + rows]
-            logits = torch.ops.gptx.linear(block, weight, None, None)
+            logits = torch.ops.gptx.product(block, weight, None, variant)
             # The logits become their gradient, also where nobody asks for it: they end here.
             total += torch.ops.gptx.cross_entropy_(logits, block_labels, ignored, variant)
             if grad_x is not None:
-                grad_x[first : first + rows] = torch.ops.gptx.linear(logits, weight.t(), None, None)
+                grad_x[first : first + rows] = torch.ops.gptx.product(
+                    logits, weight.t(), None, variant
+                )
             if grad_weight is not None:
                 torch.ops.gptx.add_weight_gradient_(logits, block, grad_weight, None, variant)
         ctx.save_for_backward(grad_x, grad_weight)

@@ -23,11 +23,14 @@ def test_every_claim_has_its_figures(tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "attention_cpu.py", "--no-compile"]
     command += ["--shape", "1", "2", "64", "16", "--rounds", "2", "--skip-lengths", "128"]
     command += ["--layers", "3", "--memory-length", "256", "--output", tmp_path / "result.json"]
+    command += ["--isa", "default", "--clock", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result.pop("threads"), "torch" in result) == (1, True)
     del result["torch"]
+    # Asked for, and told by the kernels of the process that did the work.
+    assert (result.pop("isa"), result.pop("clock")) == ("default", "cpu")
     titles = " ".join(result)
     for claim in (
         "attention, forward, ",

@@ -98,6 +98,15 @@ def test_an_unknown_value_is_an_error_and_no_fallback(value, kernels):
     assert done.stderr.splitlines()[-1] == f"megatron_gptx.config.errors.{expected}"
 
 
+def test_a_form_that_the_cpu_lacks_is_an_error_and_no_fallback(kernels):
+    lacking = [name for name in NAMES if name not in torch.ops.gptx.cpu_variants()]
+    if not lacking:
+        pytest.skip("this CPU has every form")
+    done = python(LOAD, lacking[0])
+    assert done.returncode == 1
+    assert f"UserError: GPTX_CPU_CAPABILITY is {lacking[0]}, which this CPU" in done.stderr
+
+
 def test_each_session_says_what_its_numbers_depend_on(kernels):
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", f"{__file__}"]
     environment = {**os.environ, "GPTX_CPU_CAPABILITY": "default"}

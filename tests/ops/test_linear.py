@@ -188,7 +188,7 @@ def test_a_device_without_kernels_is_named():
 @pytest.mark.usefixtures("kernels")
 def test_the_fused_product_is_an_error_where_it_cannot_run():
     x = torch.zeros(2, 3, device="meta")
-    with pytest.raises(UserError, match="no kernel for the device type meta; set"):
+    with pytest.raises(UserError, match="no kernel for the device type meta; mend"):
         linear(x, torch.zeros(4, 3, device="meta"), backend="fused")
 
 
@@ -237,6 +237,10 @@ def test_pytorch_knows_shapes_and_writes_of_the_ops():
     torch.library.opcheck(torch.ops.gptx.gelu_backward.default, (x, x.clone()))
     sought = torch.zeros(5, 5), torch.zeros(5)
     torch.library.opcheck(torch.ops.gptx.add_weight_gradient_.default, (x, x.clone(), *sought))
+    torch.library.opcheck(torch.ops.gptx.product.default, (x, torch.ones(3, 5), torch.ones(3)))
+    # Enough rows for the kernel.
+    x = torch.randn(200, 5)
+    torch.library.opcheck(torch.ops.gptx.product.default, (x, torch.ones(3, 5), None))
 
 
 @pytest.mark.usefixtures("kernels")

@@ -152,5 +152,5 @@ def test_a_wrong_input_is_named(message):
 def test_a_kernel_that_cannot_run_is_an_error_only_where_it_is_asked_for(kernels):
     scores = torch.randn(2, 3, 5, 5, dtype=torch.float64)
     assert topk_softmax(scores, 3).dtype == torch.float64
-    with pytest.raises(UserError, match=r"fused topk_softmax cannot run: .*float64"):
+    with pytest.raises(UserError, match=r"fused top-k softmax cannot run: .*float64"):
         topk_softmax(scores, 3, backend="fused")
