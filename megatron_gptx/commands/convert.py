@@ -52,7 +52,7 @@ def convert(options: argparse.Namespace) -> int:
     size = options.vocab_size
     translation = translate(settings, dialect, vocab_size=size)
     tokenizer = translation.options.get("data.tokenizer")
-    if size is None and isinstance(tokenizer, str) and Path(tokenizer).is_file():
+    if size is None and isinstance(tokenizer, str) and Path(tokenizer.split(",")[0]).is_file():
         size = load_tokenizer(tokenizer).vocab_size
         translation = translate(settings, dialect, vocab_size=size)
     text = render(translation, options.files)

@@ -6,6 +6,7 @@ from megatron_gptx.convert.ledger import Ledger
 
 UNIT = 128  # what both tools round the vocabulary up to
 _FILES = (".json", ".model", ".tiktoken")
+_TAKES = "data.tokenizer takes one file of a known kind, or VOCABULARY,MERGES"
 
 
 def set_vocabulary(ledger: Ledger, size: int | None, ranks: int) -> None:
@@ -40,16 +41,16 @@ def set_tokenizer(ledger: Ledger) -> None:
         if not ledger.open(name):
             continue
         file = ledger.value(name)
-        path = Path(file) if isinstance(file, str) and "$" not in file else None
-        beside = path and merges in (None, str(path.with_name("merges.txt")))
-        whole = path and path.suffix in _FILES and beside and "data.tokenizer" not in ledger.options
-        if whole and (merges is None or (path and path.name == "vocab.json")):
-            ledger.translate(name, "data.tokenizer", file)
-            if ledger.open("merge_file"):
-                ledger.used("merge_file", "data.tokenizer")
+        if "data.tokenizer" in ledger.options or not _names_a_tokenizer(file):
+            ledger.drop(name, _TAKES)
+        elif name == "vocab_file" and isinstance(merges, str) and "$" not in merges:
+            ledger.translate(name, "data.tokenizer", f"{file},{merges}")
+            ledger.used("merge_file", "data.tokenizer")
         else:
-            ledger.drop(name, "data.tokenizer takes a tokenizer.json, or vocab.json and merges.txt")
+            ledger.translate(name, "data.tokenizer", file)
     if ledger.open("merge_file"):
-        ledger.drop(
-            "merge_file", "data.tokenizer takes a tokenizer.json, or vocab.json and merges.txt"
-        )
+        ledger.drop("merge_file", _TAKES)
+
+
+def _names_a_tokenizer(file: object) -> bool:
+    return isinstance(file, str) and "$" not in file and Path(file).suffix in _FILES

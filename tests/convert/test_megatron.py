@@ -259,7 +259,7 @@ def test_what_makes_another_model_is_refused_and_nothing_else(settings, lost):
         ({"loss_scale": 1024}, {"deepspeed.fp16.loss_scale": 1024}),
         (
             {"vocab_file": "t/vocab.json", "merge_file": "t/merges.txt"},
-            {"data.tokenizer": "t/vocab.json"},
+            {"data.tokenizer": "t/vocab.json,t/merges.txt"},
         ),
         ({"tokenizer_model": "t.model"}, {"data.tokenizer": "t.model"}),
         ({"vocab_size": 127, "tokenizer_type": "NullTokenizer"}, {"model.vocab_size": 128}),
