@@ -1,5 +1,6 @@
 """Which checkpoint is meant: one of a run by its step, or one that a path names."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from megatron_gptx.checkpoint.layout import (
@@ -13,6 +14,35 @@ from megatron_gptx.checkpoint.layout import (
     read,
     step_of,
 )
+
+
+def choose_checkpoint(run_dir: str, wanted: str | None) -> Checkpoint:
+    """Return a run's newest checkpoint, or the one that `--checkpoint` names.
+
+    Args:
+        run_dir: the run folder.
+        wanted: a step of that run, or the folder of any checkpoint, or of any run; null means the
+            newest one of that run.
+
+    Raises:
+        CheckpointError: there is none, or its manifest cannot be read.
+    """
+    if wanted is None:
+        found = newest(run_dir)
+        if found is None:
+            raise CheckpointError(
+                f"{run_dir} holds no checkpoint yet (looked for in "
+                f"{checkpoint_folder(run_dir).absolute()}); train first: gptx train with the same "
+                "configuration"
+            )
+        return found
+    if wanted.isascii() and wanted.isdigit():
+        return at_step(run_dir, int(wanted))
+    if not Path(wanted).is_dir():
+        raise CheckpointError(
+            f"--checkpoint {wanted}: no such folder; give a step, or the folder of a checkpoint"
+        )
+    return named(Path(wanted))
 
 
 def at_step(run_dir: str | Path, step: int) -> Checkpoint:
@@ -60,3 +90,18 @@ def candidates(run_dir: str | Path) -> list[Path]:
         last_named = None
     last = step_of(last_named or present[-1]) if present else 0
     return sorted(present, key=lambda path: (step_of(path) > last, -step_of(path)))
+
+
+def newest_readable(run_dir: str | Path) -> Checkpoint | None:
+    """Return the newest of a run's candidates whose manifest is intact, or None before any.
+
+    Raises:
+        CheckpointError: there are checkpoints, and no manifest is intact.
+    """
+    with suppress(CheckpointError):
+        if named_newest(run_dir) is None:
+            return None
+    for path in candidates(run_dir):
+        with suppress(CheckpointError):
+            return read(path)
+    raise CheckpointError(f"{checkpoint_folder(run_dir)} holds no intact checkpoint")

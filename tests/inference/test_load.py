@@ -2,9 +2,9 @@
 
 import pytest
 
+from megatron_gptx.checkpoint.choice import choose_checkpoint
 from megatron_gptx.checkpoint.layout import CheckpointError, checkpoint_folder
 from megatron_gptx.inference.evaluate import evaluate
-from megatron_gptx.inference.load import choose_checkpoint
 from tests.runs import tiny_config, train
 
 
