@@ -1,5 +1,6 @@
 """Which checkpoint is meant: one of a run by its step, or one that a path names."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from megatron_gptx.checkpoint.layout import (
     read,
     step_of,
 )
+
+# Digits; Python itself refuses to read numbers of thousands.
+_LONGEST_STEP = 100
 
 
 def choose_checkpoint(run_dir: str, wanted: str | None) -> Checkpoint:
@@ -36,9 +40,9 @@ def choose_checkpoint(run_dir: str, wanted: str | None) -> Checkpoint:
                 "configuration"
             )
         return found
-    if wanted.isascii() and wanted.isdigit():
+    if wanted.isascii() and wanted.isdigit() and len(wanted) <= _LONGEST_STEP:
         return at_step(run_dir, int(wanted))
-    if not Path(wanted).is_dir():
+    if not os.path.isdir(wanted):  # noqa: PTH112 - pathlib raises for a name that is too long
         raise CheckpointError(
             f"--checkpoint {wanted}: no such folder; give a step, or the folder of a checkpoint"
         )
@@ -78,7 +82,9 @@ def named(path: Path) -> Checkpoint:
 
 def is_checkpoint(path: Path) -> bool:
     """Return whether a path names one checkpoint, and not a run."""
-    return (path / MANIFEST).is_file() or path.name.startswith("step-")
+    # Pathlib raises for a name that is too long.
+    is_file = os.path.isfile(path / MANIFEST)  # noqa: PTH113
+    return is_file or path.name.startswith("step-")
 
 
 def candidates(run_dir: str | Path) -> list[Path]:

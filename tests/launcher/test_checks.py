@@ -152,6 +152,9 @@ def test_weights_to_begin_with_are_found_wrong_before_a_process_starts(
     status, _, said = run(capfd, "--dry-run", **options)
     assert status == 2
     assert "checkpoint.initialize_from: nowhere holds no checkpoint" in said
+    options["checkpoint__initialize_from"] = "x" * 5000
+    status, _, said = run(capfd, "--dry-run", **options)
+    assert (status, "cannot be read: File name too long" in said) == (2, True)
 
 
 @pytest.fixture
