@@ -1,52 +1,17 @@
 """A trained model in this process, from a checkpoint of any number of stages."""
 
 import sys
-from pathlib import Path
 
 import torch
 
 from megatron_gptx.checkpoint.changes import check_model
-from megatron_gptx.checkpoint.choice import at_step, named
-from megatron_gptx.checkpoint.layout import (
-    Checkpoint,
-    CheckpointError,
-    VanishedError,
-    named_newest,
-    newest,
-)
+from megatron_gptx.checkpoint.choice import choose_checkpoint
+from megatron_gptx.checkpoint.layout import Checkpoint, VanishedError, named_newest
 from megatron_gptx.checkpoint.load import load_layers
 from megatron_gptx.config.schema import Config
 from megatron_gptx.model.backend import choose_backend
 from megatron_gptx.model.precision import DTYPES
 from megatron_gptx.model.sequential import GPTXSequential
-
-
-def choose_checkpoint(run_dir: str, wanted: str | None) -> Checkpoint:
-    """Return a run's newest checkpoint, or the one that `--checkpoint` names.
-
-    Args:
-        run_dir: the run folder.
-        wanted: a step of that run, or the folder of any checkpoint, or of any run; null means the
-            newest one of that run.
-
-    Raises:
-        CheckpointError: there is none, or its manifest cannot be read.
-    """
-    if wanted is None:
-        found = newest(run_dir)
-        if found is None:
-            raise CheckpointError(
-                f"{run_dir} holds no checkpoint yet; train first: gptx train with the same "
-                "configuration"
-            )
-        return found
-    if wanted.isascii() and wanted.isdigit():
-        return at_step(run_dir, int(wanted))
-    if not Path(wanted).is_dir():
-        raise CheckpointError(
-            f"--checkpoint {wanted}: no such folder; give a step, or the folder of a checkpoint"
-        )
-    return named(Path(wanted))
 
 
 def load_chosen(

@@ -1,5 +1,6 @@
 """What a launch would fail by: folders, ports, hosts and checkpoints, before a process starts."""
 
+import argparse
 import errno
 import json
 import os
@@ -17,15 +18,8 @@ from megatron_gptx.checkpoint.changes import (
     mixed_experiments,
     saved_model,
 )
-from megatron_gptx.checkpoint.choice import at_step, named
-from megatron_gptx.checkpoint.layout import (
-    Checkpoint,
-    CheckpointError,
-    checkpoint_folder,
-    checkpoints,
-    newest,
-    read,
-)
+from megatron_gptx.checkpoint.choice import at_step, choose_checkpoint, named, newest_readable
+from megatron_gptx.checkpoint.layout import Checkpoint, CheckpointError, newest
 from megatron_gptx.config.errors import UserError, why
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.schema import Config
@@ -55,13 +49,20 @@ def launch_checks(config: Config, words: Sequence[str], *, fresh_may_go_on: bool
     ]
 
 
-def single_process_checks(config: Config, *, dry_run: bool) -> list[Check]:
+def single_process_checks(
+    config: Config, arguments: Sequence[str], *, dry_run: bool
+) -> list[Check]:
     """Return the checks of a script that reads a trained model in one process.
 
     What the process itself looks for as soon as it starts is looked for here in a dry run only.
+
+    Args:
+        config: the run.
+        arguments: what the script gets besides the configuration.
+        dry_run: whether the script will not be started.
     """
     checks: list[Check] = [partial(_run_folder_is_named, config), partial(_local_device, config)]
-    return [*checks, partial(_any_checkpoint, config)] if dry_run else checks
+    return [*checks, partial(_chosen_checkpoint, config, arguments)] if dry_run else checks
 
 
 def _local_device(config: Config) -> Iterator[Problem]:
@@ -69,14 +70,18 @@ def _local_device(config: Config) -> Iterator[Problem]:
     yield from ()
 
 
-def _any_checkpoint(config: Config) -> Iterator[Problem]:
-    folder = checkpoint_folder(config.output.run_dir)
-    if config.output.run_dir.strip() and not checkpoints(folder):
-        yield Problem(
-            "output.run_dir",
-            f"{config.output.run_dir} holds no checkpoint yet (looked for in {folder.absolute()}); "
-            "train first: gptx train with the same configuration",
-        )
+def _chosen_checkpoint(config: Config, arguments: Sequence[str]) -> Iterator[Problem]:
+    """Find a checkpoint that is not there, or is of another model."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--checkpoint", nargs="?")  # a missing value is for the script to refuse
+    wanted = parser.parse_known_args(arguments)[0].checkpoint
+    if not config.output.run_dir.strip():
+        return
+    try:
+        found = choose_checkpoint(config.output.run_dir, wanted)
+        check_model(found, config.model, any_seq_length=True)
+    except CheckpointError as error:
+        yield Problem("output.run_dir" if wanted is None else "", str(error))
 
 
 def _run_folder_is_named(config: Config) -> Iterator[Problem]:
@@ -208,7 +213,7 @@ def _checkpoint(config: Config, *, fresh_may_go_on: bool) -> Iterator[Problem]:
         if step is not None:
             found: Checkpoint | None = at_step(run_dir, step)
         else:
-            found = _newest_readable(run_dir) if start == "intact" else newest(run_dir)
+            found = newest_readable(run_dir) if start == "intact" else newest(run_dir)
     except CheckpointError as error:
         yield Problem("output.run_dir" if step is None else "checkpoint.start", str(error))
         return
@@ -251,20 +256,6 @@ def _experiment_problems(found: Checkpoint, config: Config) -> Iterator[Problem]
     for line in mixed_experiments(found, config, data):
         option, _, how = line.partition(": ")
         yield Problem(option, f"{how}; {found.path} is of another experiment: {TWO_EXPERIMENTS}")
-
-
-def _newest_readable(run_dir: str) -> Checkpoint | None:
-    """Return the newest checkpoint with an intact manifest: what `intact` begins to look at."""
-    folder = checkpoint_folder(run_dir)
-    present = checkpoints(folder)
-    for path in reversed(present):
-        try:
-            return read(path)
-        except CheckpointError:
-            continue
-    if present:
-        raise CheckpointError(f"{folder} holds no intact checkpoint")
-    return None
 
 
 def _model_problems(found: Checkpoint, model: ModelConfig) -> Iterator[Problem]:

@@ -101,7 +101,7 @@ def _main(argv: Sequence[str], root: Path, program: str) -> int:
         if options.requeue:
             raise UserError(f"--requeue is for scripts that train, not for {script}")
         found = draft(paths, options.set)
-        checks = partial(single_process_checks, dry_run=options.dry_run)
+        checks = partial(single_process_checks, arguments=arguments, dry_run=options.dry_run)
         config = found.finish(findings(checks(found.config)) if found.config else ()).config
         alone = Placement(local_device(config), replicas=1, ranks=1)
         if options.dry_run:

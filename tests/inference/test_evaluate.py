@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_gptx.checkpoint.choice import choose_checkpoint
 from megatron_gptx.checkpoint.layout import CheckpointError
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.schema import Config
@@ -22,7 +23,6 @@ from megatron_gptx.inference.evaluate import (
     in_training,
     main,
 )
-from megatron_gptx.inference.load import choose_checkpoint
 from megatron_gptx.launcher.command import encode
 from tests.runs import tiny_config, train
 

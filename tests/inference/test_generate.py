@@ -9,11 +9,12 @@ import pytest
 import tokenizers
 import torch
 
+from megatron_gptx.checkpoint.choice import choose_checkpoint
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.output import GenerationConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.inference.generate import complete, generate, join, known_ids, main
-from megatron_gptx.inference.load import choose_checkpoint, load_model
+from megatron_gptx.inference.load import load_model
 from megatron_gptx.launcher.command import encode
 from megatron_gptx.model.sequential import GPTXSequential
 from megatron_gptx.tokenizer.build import load_tokenizer
@@ -232,7 +233,7 @@ def test_a_run_without_a_checkpoint_is_a_message(trained, tokenizer, tmp_path, g
     config = with_tokenizer(trained(), tokenizer).model_copy(update={"output": output})
     status, _, said = generate_py(config, "--prompt", "!")
     assert status == 2
-    assert said.startswith(f"{tmp_path} holds no checkpoint yet; train first")
+    assert said.startswith(f"{tmp_path} holds no checkpoint yet (looked for in ")
 
 
 def test_a_damaged_weights_file_is_a_message(trained, tokenizer, tmp_path, generate_py):

@@ -2,9 +2,9 @@
 
 import pytest
 
+from megatron_gptx.checkpoint.choice import choose_checkpoint
 from megatron_gptx.checkpoint.layout import CheckpointError, checkpoint_folder
 from megatron_gptx.inference.evaluate import evaluate
-from megatron_gptx.inference.load import choose_checkpoint
 from tests.runs import tiny_config, train
 
 
@@ -58,6 +58,8 @@ def test_a_step_whose_save_was_interrupted_is_found(run, tmp_path):
         ("9" * 30, r"no checkpoint of step 9"),
         ("-1", r"--checkpoint -1: no such folder; give a step, or the folder of a checkpoint"),
         ("nowhere/else", r"--checkpoint nowhere/else: no such folder"),
+        ("9" * 5000, r"--checkpoint 9{5000}: no such folder"),
+        ("x" * 5000, r"--checkpoint x{5000}: no such folder"),
         (".", r"\. holds no checkpoint"),
     ],
 )

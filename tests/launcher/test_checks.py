@@ -104,6 +104,18 @@ def test_an_intact_manifest_among_damaged_ones_is_enough_for_intact(run, capfd, 
     assert run(capfd, "--dry-run", checkpoint__start="intact")[0] == 0
 
 
+def test_intact_looks_at_the_checkpoint_that_the_ranks_would_take(run, capfd, tmp_path, corpus):
+    Path("tiny.yml").write_text(dump(tiny_config(corpus, tmp_path / "run")))
+    kept = save(10)
+    save(20, latest=kept.name, model={"tied_head": True})  # a future that was given up
+    assert run(capfd, "--dry-run", checkpoint__start="intact")[0] == 0
+    status, _, said = run(capfd, "--dry-run", checkpoint__start="intact", training__seed=7)
+    assert (status, "step-00000010 is of another experiment" in said) == (2, True)
+    # A run that has begun anew has none yet, and ranks take none of the old ones.
+    (tmp_path / "run" / "checkpoints" / "latest").write_text("none\n")
+    assert run(capfd, "--dry-run", checkpoint__start="intact", training__seed=7)[0] == 0
+
+
 def test_another_experiment_is_found_before_a_process_starts(run, capfd, tmp_path, corpus):
     Path("tiny.yml").write_text(dump(tiny_config(corpus, tmp_path / "run")))
     save()
@@ -140,6 +152,9 @@ def test_weights_to_begin_with_are_found_wrong_before_a_process_starts(
     status, _, said = run(capfd, "--dry-run", **options)
     assert status == 2
     assert "checkpoint.initialize_from: nowhere holds no checkpoint" in said
+    options["checkpoint__initialize_from"] = "x" * 5000
+    status, _, said = run(capfd, "--dry-run", **options)
+    assert (status, "cannot be read: File name too long" in said) == (2, True)
 
 
 @pytest.fixture

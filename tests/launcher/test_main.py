@@ -10,6 +10,7 @@ from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.data.indexed_dataset import IndexedDataset
 from megatron_gptx.launcher.command import decode
 from megatron_gptx.launcher.main import USAGE, main
+from tests.config.broken_launches import save
 from tests.runs import tiny_config, write_corpus
 
 # Scripts that leave a note of having been started, with their arguments.
@@ -86,12 +87,33 @@ def test_overrides_may_follow_a_scripts_arguments(deepy, root):
 @pytest.mark.parametrize("script", ["train.py", "generate.py"])
 def test_a_dry_run_prints_the_plan_and_starts_nothing(deepy, root, script):
     if script == "generate.py":
-        (root / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
+        save()
     before = sorted(root.rglob("*"))
     status, shown, _ = deepy(script, "tiny.yml", "--dry-run")
     assert status == 0
     assert "2 stages x 1 replica" in shown
     assert sorted(root.rglob("*")) == before
+
+
+def test_a_dry_run_looks_for_the_checkpoint_that_a_script_would_read(deepy, root):
+    words = ("generate.py", "tiny.yml", "--dry-run", "--prompt", "x")
+    elsewhere = ("--set", "output.run_dir=elsewhere")
+    assert deepy(*words)[0] == 2
+    save()
+    assert deepy(*words)[0] == 0
+    assert deepy(*words, "--checkpoint", "10")[0] == 0
+    status, _, said = deepy(*words, "--checkpoint=7")
+    assert (status, "run/checkpoints holds no checkpoint of step 7; there are:" in said) == (
+        2,
+        True,
+    )
+    status, _, said = deepy(*words, "--checkpoint", "nowhere")
+    assert (status, "--checkpoint nowhere: no such folder" in said) == (2, True)
+    # A run that has saved nothing may read what another one has.
+    assert deepy(*words, *elsewhere)[0] == 2
+    assert deepy(*words, *elsewhere, "--checkpoint", "run")[0] == 0
+    status, _, said = deepy(*words, "--set", "model.tied_head=true")
+    assert (status, "model.tied_head: False in the checkpoint, True in" in said) == (2, True)
 
 
 def test_epochs_reach_the_ranks_as_steps(deepy, root):
