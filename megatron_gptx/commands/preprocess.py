@@ -201,7 +201,7 @@ def _print_summary(
     print(f"dataset      {prefix}")
     print(f"documents    {summary.num_documents:,} from {len(files):,} files")
     kinds = Counter(_KINDS[file.kind] for file in files if file.kind)
-    print(f"read as      {', '.join(f'{count:,} {kind}' for kind, count in kinds.items())}")
+    print(f"read as      {', '.join(f'{kind}: {count:,}' for kind, count in kinds.items())}")
     ratio = summary.tokens_per_byte
     print(f"tokens       {summary.num_tokens:,} ({ratio:.3f} tokens per byte)")
     print(f"empty        {summary.empty:,} skipped")

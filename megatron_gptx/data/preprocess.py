@@ -230,6 +230,8 @@ class _Run:
         summary = self._state.summary
         if not summary.num_documents:
             self._state = State()  # nothing worth keeping
+            if not self._tasks:
+                raise UserError("no document: all files of the input are empty")
             raise UserError(
                 f"no document in {len(self._tasks)} part(s) of the input for the key "
                 f"{self._options.json_key!r}: {summary.empty} empty, "
@@ -339,15 +341,15 @@ def _finished(prefix: Path, made_from: dict[str, Any]) -> bool:
         known = {**asdict(Options()), **(manifest.get("options") or {})}
         made_with = manifest.get("tokenizer") or {}
         same = {
-            "inputs": manifest.get("inputs") == made_from["inputs"],
+            "other inputs": manifest.get("inputs") == made_from["inputs"],
             # The same vocabulary may have another name.
-            "tokenizer": made_with.get("sha256") == made_from["tokenizer"]["sha256"],
-            "options": known == made_from["options"],
+            "another tokenizer": made_with.get("sha256") == made_from["tokenizer"]["sha256"],
+            "other options": known == made_from["options"],
         }
         changed = [name for name in same if not same[name]]
         if changed:
             raise UserError(
-                f"{prefix}: a dataset made from other {' and '.join(changed)} is there; choose "
+                f"{prefix}: a dataset made from {' and '.join(changed)} is there; choose "
                 "another prefix or replace it with --overwrite"
             )
         return True

@@ -86,11 +86,16 @@ def check_placement(config: Config, placement: Placement) -> None:
             "than it has cores; use fewer replicas or stages",
         )
     if placement.device == "cpu" and config.precision == "fp16":
+        available = count_gpus()
+        remedy = (
+            "use as many stages as there are GPUs, such as with configs/overlays/one-gpu.yml"
+            if available
+            else "to train here all the same, add configs/overlays/cpu.yml, which sets fp32"
+        )
         raise OptionError(
             "precision",
             "fp16 trains on GPUs only, and this run would use the CPU "
-            f"({placement.ranks} GPU(s) needed, {count_gpus()} here); use as many stages as there "
-            "are GPUs, such as with configs/overlays/one-gpu.yml, or bf16",
+            f"({placement.ranks} GPU(s) needed, {available} here); {remedy}, or use bf16",
         )
 
 

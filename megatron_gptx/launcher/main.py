@@ -86,8 +86,13 @@ def _main(argv: Sequence[str], root: Path, program: str) -> int:
     script = given if given == "show" else f"{given.removesuffix('.py')}.py"
     worker = root / script
     # Looked up, not asked for: a name may be longer than a system takes, or none at all.
-    if script not in ("show", *(path.name for path in root.glob("*.py"))):
-        raise UserError(f"{given}: no such script in {root}; see {program} --help")
+    # The launcher itself and the packaging lie beside the scripts of a checkout.
+    scripts = {path.name for path in root.glob("*.py")} - {"deepy.py", "setup.py"}
+    if script not in ("show", *scripts):
+        names = ["show", *sorted(name.removesuffix(".py") for name in scripts)]
+        guess = closest(given.removesuffix(".py"), names)
+        hint = f"did you mean {guess}? " if guess else ""
+        raise UserError(f"{given}: no such script in {root}; {hint}see {program} --help")
     if {"-h", "--help"} & set(rest):
         return _help(script, worker, program)
     paths, options, arguments = _parse(rest, program)

@@ -32,7 +32,7 @@ def test_a_readme_beside_lines_is_no_document_and_is_named(folder, capsys):
     assert preprocess.main(["in", *ARGUMENTS]) == 0
     assert documents() == [b"one two", b"three"]
     printed = capsys.readouterr()
-    assert "read as      1 lines of JSON\n" in printed.out
+    assert "read as      lines of JSON: 1\n" in printed.out
     assert printed.err == (
         "passed over  2 files: in/README.txt, in/b.json.br; --glob or their names take them\n"
     )
@@ -49,7 +49,7 @@ def test_a_file_of_json_lines_is_one_document_per_line_and_format_overrides_it(f
     assert "made from other inputs is there" in capsys.readouterr().err
     assert preprocess.main(["corpus.json", *ARGUMENTS, "--format", "text", "--overwrite"]) == 0
     assert documents() == [LINES]
-    assert "read as      1 whole text\n" in capsys.readouterr().out
+    assert "read as      whole text: 1\n" in capsys.readouterr().out
 
 
 def test_standard_input_may_be_one_text(folder, monkeypatch):

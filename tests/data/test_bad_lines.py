@@ -124,7 +124,7 @@ def test_a_bad_line_stops_where_that_is_asked(preprocess, tmp_path, name):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no document in 0 part(s) of the input for the key 'text': 0 empty, 0 rejected"),
+        (b"", "no document: all files of the input are empty"),
         (
             b"\n\n \n",
             "no document in 1 part(s) of the input for the key 'text': 3 empty, 0 rejected",

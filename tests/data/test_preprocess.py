@@ -125,13 +125,19 @@ def test_the_same_again_is_up_to_date(run, prefix):
     assert bin_path(prefix).stat().st_mtime_ns == before
 
 
+def test_a_dataset_of_another_tokenizer_in_the_way_is_named_so(run, prefix, corpus):
+    run()
+    with pytest.raises(UserError, match="made from another tokenizer and other options is there"):
+        preprocess(find_files(corpus), prefix, Vocabulary("bytes"), Options())
+
+
 def test_another_dataset_in_the_way_is_refused_or_replaced(run, prefix, corpus):
     run()
     before = bin_path(prefix).read_bytes()
     with pytest.raises(UserError, match=r"made from other options is there.*--overwrite"):
         run(options=Options())
     os.utime(corpus[0], ns=(1, 1))
-    with pytest.raises(UserError, match="made from other inputs and options"):
+    with pytest.raises(UserError, match="made from other inputs and other options"):
         run(options=Options())
     assert bin_path(prefix).read_bytes() == before
     run(options=Options(), overwrite=True)
@@ -197,7 +203,7 @@ def test_input_without_a_document_is_an_error(run, prefix, tmp_path):
     with pytest.raises(UserError, match=message):
         run(files=[str(path)])
     path.write_text("")
-    with pytest.raises(UserError, match="no document in 0 part"):
+    with pytest.raises(UserError, match="all files of the input are empty"):
         run(files=[str(path)])
     assert listing(prefix) == []
 

@@ -200,3 +200,11 @@ def test_fp16_is_refused_on_a_cpu_and_accepted_on_gpus(configure):
     check_placement(config, Placement("cuda", replicas=1, ranks=1))
     with pytest.raises(ConfigError, match="fp16 trains on GPUs only"):
         check_placement(config, Placement("cpu", replicas=1, ranks=1))
+
+
+@pytest.mark.parametrize(("gpus", "overlay"), [(0, "cpu.yml"), (1, "one-gpu.yml")])
+def test_a_refused_fp16_names_the_overlay_that_helps_here(machine, configure, gpus, overlay):
+    machine(gpus)
+    config = configure(precision="fp16")
+    with pytest.raises(ConfigError, match=f"configs/overlays/{overlay}"):
+        check_placement(config, Placement("cpu", replicas=1, ranks=2))

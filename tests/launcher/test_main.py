@@ -24,7 +24,7 @@ pathlib.Path(__file__).with_suffix(".started").write_text(json.dumps(sys.argv[1:
 def root(tmp_path, monkeypatch):
     """Make a folder with scripts and a configuration, and go there."""
     write_corpus(tmp_path)
-    for script in ("train.py", "generate.py"):
+    for script in ("train.py", "generate.py", "setup.py"):
         (tmp_path / script).write_text(NOTE)
     config = tiny_config(tmp_path, tmp_path / "run", parallel__pipeline_stages=2)
     (tmp_path / "tiny.yml").write_text(dump(config))
@@ -140,7 +140,9 @@ def test_show_prints_every_option_and_its_source(deepy, root):
 
 
 MISTAKES = {
-    "an unknown script": (["tain.py", "tiny.yml"], "tain.py: no such script"),
+    "an unknown script": (["tain.py", "tiny.yml"], "did you mean train? see"),
+    "a misspelt show": (["shwo", "tiny.yml"], "did you mean show? see"),
+    "a file of the checkout that is no script": (["setup", "tiny.yml"], "setup: no such script"),
     "no configuration": (["train.py"], "no configuration given"),
     "a missing configuration": (["train.py", "nowhere.yml"], "nowhere.yml"),
     "a script's name that is left out": (["tiny.yml"], "tiny.yml: no such script"),
