@@ -13,7 +13,6 @@ SMALL: dict[str, Any] = {
     "training__steps": 3,
     "training__check_replicas": 1,
     "optimizer__gradient_clipping": 0.3,
-    "launch__timeout_seconds": 30,
     "ops__backend": "reference",
 }
 # Rounding of the arithmetic, relative: some steps of it in a sum.
