@@ -180,13 +180,12 @@ class _Unpack(torch.autograd.Function):
         ctx: Any, packed: Tensor, hidden_size: int, num_heads: int, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         b, s, width = packed.shape
-        packed = packed.contiguous()
-        carry = packed.new_empty(0).set_(
-            packed.untyped_storage(),
-            packed.storage_offset(),
-            (b, num_heads, s, (width - hidden_size) // num_heads),
-        )
-        x = packed.flatten()[carry.numel() :].view(b, s, hidden_size)
+        flat = packed.flatten()
+        carry = flat[: b * s * (width - hidden_size)].view(b, num_heads, s, -1)
+        x = flat[carry.numel() :].view(b, s, hidden_size)
+        # To PyTorch no view of `packed`: of two such, it lets nobody write to one.
+        place = flat.storage_offset(), carry.shape, carry.stride()
+        carry = flat.new_empty(0).set_(flat.untyped_storage(), *place)
         # The first block keeps x for its backward pass; with a view, it would keep all.
         return x.to(dtype, copy=True), carry
 
