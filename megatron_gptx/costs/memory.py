@@ -165,7 +165,7 @@ def activation_memory(config: Config, first: int, stop: int, stage: int) -> Acti
         block, group = _block_kept(model, rows, width), config.training.checkpoint_activations
         working.append(_block_working(model, rows, width) + min(group, len(blocks)) * block)
         if group:
-            kept += sum(stream + _carry(config, at) for at in blocks[::group])
+            kept += sum(stream + carry_bytes(config, at) for at in blocks[::group])
         else:
             kept += len(blocks) * block
     # A gradient as large as what crosses is received, and another sent.
@@ -179,11 +179,11 @@ def boundary_bytes(config: Config, edge: int) -> int:
     carry's type, float32: model/pipeline.py, pack.
     """
     model, rows = config.model, config.batch.micro_size
-    carry = _carry(config, edge)
+    carry = carry_bytes(config, edge)
     return _stream(model, rows, FLOAT if carry else compute_bytes(config.precision)) + carry
 
 
-def _carry(config: Config, layer: int) -> int:
+def carry_bytes(config: Config, layer: int) -> int:
     """Return the bytes of scores that enter `layer`: none into the first block, none after them."""
     model = config.model
     receives = model.attention.residual_scores and 1 < layer <= model.num_layers

@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 from megatron_gptx.config.schema import Config
+from megatron_gptx.costs.cpu_activations import cpu_activation_memory
 from megatron_gptx.costs.flops import (
     executed_flops_per_token,
     forward_flops_per_token,
@@ -142,13 +143,19 @@ class Plan:
         return any(stage.host_bytes for stage in self.stages)
 
 
-def make_plan(config: Config) -> Plan:
+def make_plan(config: Config, *, device: str | None = None) -> Plan:
     """Return what `config` costs; an undecided number of replicas counts as one.
+
+    Args:
+        config: the run.
+        device: `cpu` or `cuda`, where known; None takes `launch.device`, whose `auto` counts as a
+            GPU.
 
     Raises:
         UserError: the layers cannot form the configured stages.
     """
     model, batch = config.model, config.batch
+    device = device or config.launch.device
     edges = boundaries(config)
     replicas = config.parallel.data_replicas or 1
     recompute = config.training.checkpoint_activations
@@ -156,7 +163,7 @@ def make_plan(config: Config) -> Plan:
         parameters=sum(layer_parameters(model)),
         layers=model.num_pipeline_layers,
         stages=tuple(
-            _stage_plan(config, stage, first, stop)
+            _stage_plan(config, stage, first, stop, device)
             for stage, (first, stop) in enumerate(pairwise(edges))
         ),
         boundary_bytes=tuple(boundary_bytes(config, edge) for edge in edges[1:-1]),
@@ -174,9 +181,10 @@ def make_plan(config: Config) -> Plan:
     )
 
 
-def _stage_plan(config: Config, stage: int, first: int, stop: int) -> StagePlan:
+def _stage_plan(config: Config, stage: int, first: int, stop: int, device: str) -> StagePlan:
     state = state_memory(config, first, stop)
-    activations = activation_memory(config, first, stop, stage)
+    planned = cpu_activation_memory if device == "cpu" else activation_memory
+    activations = planned(config, first, stop, stage)
     flops = sum(layer_flops(config.model)[first:stop])
     lasting = state.weights + state.gradients + state.optimizer
     return StagePlan(

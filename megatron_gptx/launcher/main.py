@@ -110,7 +110,7 @@ def _main(argv: Sequence[str], root: Path, program: str) -> int:
         config = found.finish(findings(checks(found.config)) if found.config else ()).config
         alone = Placement(local_device(config), replicas=1, ranks=1)
         if options.dry_run:
-            sys.stdout.write(f"{make_plan(config).table()}\n")
+            sys.stdout.write(f"{make_plan(config, device=alone.device).table()}\n")
             return 0
         status = run(
             launch_command(config, alone, worker, arguments),
@@ -152,7 +152,7 @@ def _train(
 ) -> int:
     config, placement = resolve(config)
     epochs, config = config.training.epochs, decide_steps(config)
-    sys.stdout.write(f"{make_plan(config).table()}\n")
+    sys.stdout.write(f"{make_plan(config, device=placement.device).table()}\n")
     if dry_run:
         return FINISHED
     if epochs is not None:

@@ -1,13 +1,14 @@
 """The layer list as a DeepSpeed pipeline: this rank builds and runs the layers of its stage."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from deepspeed.runtime.pipe.topology import PipeDataParallelTopology
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from megatron_gptx.config.model import ModelConfig
@@ -81,7 +82,7 @@ class GPTXPipeline(PipelineModule):
         self.stage_layers = list(self.forward_funcs)
         is_last = self._local_stop == config.num_pipeline_layers
         # The head waits for the labels, which DeepSpeed hands to the loss.
-        self.loss_fn = partial(_loss, self.stage_layers[-1]) if is_last else None
+        self.loss_fn = self._loss if is_last else None
         self.runner = LayerRunner(
             config,
             self.stage_layers[:-1] if is_last else self.stage_layers,
@@ -90,6 +91,7 @@ class GPTXPipeline(PipelineModule):
             checkpoint_group=checkpoint_group,
         )
         self._row_starts: Iterator[Tensor | None] = itertools.repeat(None)
+        self._results: list[Tensor] = []
 
     def begin_batch(self, row_starts: Iterable[Tensor | None]) -> None:
         """Take the (b, s) row_start of each micro-batch whose forward pass comes next, in order."""
@@ -118,6 +120,11 @@ class GPTXPipeline(PipelineModule):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map token ids or a packed boundary tensor to the next one, or to what the head reads."""
+        # DeepSpeed keeps the last stage's results of earlier micro-batches, which are done. Their
+        # graphs would keep what this stage received for them, and its gradient.
+        for result in self._results:
+            result.detach_()
+        self._results.clear()
         if self.stage_id == 0:
             x, carry = inputs, None
         else:
@@ -126,7 +133,14 @@ class GPTXPipeline(PipelineModule):
         # Every schedule of DeepSpeed's runs forward passes in the order of the micro-batches.
         row_start = next(self._row_starts)
         x, carry = self.runner.run(x, carry, row_start, training=self.training)
+        if self.loss_fn is not None:
+            self._results.append(x)
         return x if carry is None else pack(x, carry)
+
+    def _loss(self, x: Tensor, target: Target) -> Tensor:
+        loss, _ = self.stage_layers[-1](x, None, target=target)
+        self._results.append(loss)
+        return loss
 
     def _partition_layers(self, method: str = "uniform") -> None:
         # DeepSpeed's methods build every layer on every rank, or know nothing of their cost.
@@ -135,23 +149,50 @@ class GPTXPipeline(PipelineModule):
 
 
 def pack(x: Tensor, carry: Tensor) -> Tensor:
-    """Join (b, s, m) activations and a (b, h, s, t) carry to (b, s, m + h * t).
+    """Join (b, s, m) activations and a (b, h, s, t) carry to one tensor, (b, s, m + h * t).
 
-    In the carry's dtype, which is the wider one: the boundary then loses nothing.
+    In the carry's dtype, which is the wider one: the boundary then loses nothing. Only the number
+    of elements is that shape's: the carry lies in front, whole, so that nobody has to move it.
     """
-    return torch.cat([x.to(carry.dtype), carry.transpose(1, 2).flatten(2)], dim=-1)
+    b, s, m = x.shape
+    wide = x.to(carry.dtype)
+    return torch.cat([carry.flatten(), wide.flatten()]).view(b, s, m + carry.numel() // (b * s))
 
 
 def unpack(
     packed: Tensor, hidden_size: int, num_heads: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """Split what `pack` joined, the activations in `dtype`; without a carry return None for it."""
+    """Split what `pack` joined, the activations in `dtype`; without a carry return None for it.
+
+    The carry takes the memory of `packed`, whose values are lost once a layer adds to it.
+    """
     if packed.shape[-1] == hidden_size:
         return packed, None
-    x, carry = packed.split([hidden_size, packed.shape[-1] - hidden_size], dim=-1)
-    carry = carry.unflatten(2, (num_heads, -1)).transpose(1, 2)
-    # Memory of its own, for layers add to it.
-    return x.to(dtype), carry.clone(memory_format=torch.contiguous_format)
+    x, carry = _Unpack.apply(packed, hidden_size, num_heads, dtype)
+    return x, carry
+
+
+class _Unpack(torch.autograd.Function):
+    """Two tensors out of one, which PyTorch's views could not be: a layer writes to the carry."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, packed: Tensor, hidden_size: int, num_heads: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        b, s, width = packed.shape
+        flat = packed.flatten()
+        carry = flat[: b * s * (width - hidden_size)].view(b, num_heads, s, -1)
+        x = flat[carry.numel() :].view(b, s, hidden_size)
+        # To PyTorch no view of `packed`: of two such, it lets nobody write to one.
+        place = flat.storage_offset(), carry.shape, carry.stride()
+        carry = flat.new_empty(0).set_(flat.untyped_storage(), *place)
+        # The first block keeps x for its backward pass; with a view, it would keep all.
+        return x.to(dtype, copy=True), carry
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_x: Tensor, grad_carry: Tensor) -> tuple[Tensor, None, None, None]:
+        return pack(grad_x, grad_carry), None, None, None
 
 
 def _specs(config: ModelConfig, seed: int) -> list[LayerSpec]:
@@ -161,7 +202,3 @@ def _specs(config: ModelConfig, seed: int) -> list[LayerSpec]:
         else _TiedSpec(config, index, seed, entry.tied_key)
         for index, entry in enumerate(layer_list(config))
     ]
-
-
-def _loss(head: Callable[..., tuple[Tensor, None]], x: Tensor, target: Target) -> Tensor:
-    return head(x, None, target=target)[0]
