@@ -114,7 +114,8 @@ class Pretraining:
         """Take the steps that are left."""
         self.stop.begin()
         if self.state.step >= self.steps:
-            self.say(f"finished: step {self.state.step} of {self.steps} is saved")
+            past = ", which training.steps is below" if self.state.step > self.steps else ""
+            self.say(f"finished: step {self.state.step} of {self.steps} is saved{past}")
             return
         if self.state.step:
             self.say(f"resumed at step {self.state.step}")
