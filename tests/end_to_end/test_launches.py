@@ -66,6 +66,7 @@ def test_the_run_folder_holds_all_that_is_needed_to_understand_the_run(launches,
     assert [row["step"] for row in rows] == list(range(1, last + 1))
     assert (run / "checkpoints" / "latest").read_text() == f"step-{last:08d}\n"
     assert {path.name for path in (run / "logs").iterdir()} == {
+        ".lock",
         "rank-0.log",
         "rank-1.log",
         ".finished",
