@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Logits of one block: a part of the third-level cache, and enough rows to pack the weight for.
-BLOCK = 1024 * 1024
+# Logits of one block: a part of the third-level cache.
+BLOCK = 512 * 1024
 
 
 def fused_linear_cross_entropy(
