@@ -94,6 +94,17 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(deepy, root, script):
     assert sorted(root.rglob("*")) == before
 
 
+def test_auto_prints_the_plan_of_the_device_that_was_found(deepy, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    options = ["--dry-run", "--set", "model.attention.top_k=2"]
+    found, of_a_cpu = (
+        deepy("train.py", "tiny.yml", *options, "--set", f"launch.device={device}")[1]
+        for device in ("auto", "cpu")
+    )
+    assert "peak" in found
+    assert found == of_a_cpu
+
+
 def test_epochs_reach_the_ranks_as_steps(deepy, root):
     words = ["--set", "training.steps=null", "--set", "training.epochs=0.5"]
     _, out, _ = deepy("train.py", "tiny.yml", *words)
