@@ -58,7 +58,7 @@ class _Stage:
         self.attention, self.feedforward = _attention(config), _feedforward(config)
         self.block = self.attention.kept + (2 if model.macaron else 1) * self.feedforward.kept
         self.head = _head(config) if self.is_last else _Part(0, 0, 0)
-        self.embedded = _mask(config) if first == 0 else 0
+        self.embeds = first == 0
 
     def memory(self, num_in_flight: int) -> ActivationMemory:
         """Return the bytes between the two passes."""
@@ -69,7 +69,8 @@ class _Stage:
         else:
             of_blocks = len(self.blocks) * self.block
             moments = [*self._attending(), *self._returning()]
-        kept = self.received + self.sent + self.embedded + of_blocks + self.head.kept
+        kept = self.received + self.sent + of_blocks + self.head.kept
+        kept += _mask(self.config) if self.embeds else 0
         moments += [self.copied + self.head.forward, self.head.backward]
         if self.hands_on:
             moments.append(self.copied + self._carry_apart())
@@ -77,6 +78,10 @@ class _Stage:
             # The micro-batch before, and its gradient, go when the next one begins, which DeepSpeed
             # has received and copied by then.
             moments.append(4 * self.received - kept)
+        if self.embeds:
+            # A new gradient of the whole table, when nothing else of a micro-batch is left.
+            table = self.config.model.vocab_size * self.config.model.hidden_size * FLOAT
+            moments.append(table + _stream(self.config) - kept)
         return ActivationMemory(kept, num_in_flight, max(moments) + self._buffers())
 
     def _buffers(self) -> int:

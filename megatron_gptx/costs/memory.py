@@ -143,7 +143,7 @@ def _offloaded(state: StateMemory, part: int, config: Config) -> StateMemory:
 
 
 def activation_memory(config: Config, first: int, stop: int, stage: int) -> ActivationMemory:
-    """Return the bytes of activations at stage `stage`, which has the layers [first, stop).
+    """Return a GPU's bytes of activations at stage `stage`, which has the layers [first, stop).
 
     Counts what the layers save for their backward pass, what crosses the stage's boundaries, and
     the (b, h, s, s) tensors of the moment: scores, carry and their gradients. With

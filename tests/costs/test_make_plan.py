@@ -109,3 +109,23 @@ def test_recomputation_and_offloading_appear_only_where_configured(make_config):
     table = make_plan(offloaded).table()
     assert "recomputation" in table
     assert "host" in table
+
+
+def activations(config, **options):
+    return make_plan(config, **options).stages[0].activation_bytes
+
+
+def test_a_cpu_keeps_what_its_backend_keeps(make_config):
+    top_k = {"model": {"attention": {"top_k": 2}}, "launch": {"device": "cpu"}}
+    kernels, plain = (
+        activations(make_config(**top_k, ops={"backend": backend}))
+        for backend in ("auto", "reference")
+    )
+    assert kernels < plain
+
+
+def test_a_plan_is_for_the_given_device_and_else_for_a_gpu(make_config):
+    model = {"attention": {"top_k": 2, "residual_scores": True}}
+    auto, cpu = (make_config(model=model, launch={"device": name}) for name in ("auto", "cpu"))
+    assert activations(auto, device="cpu") == activations(cpu) != activations(auto)
+    assert activations(auto) == activations(cpu, device="cuda")

@@ -116,6 +116,17 @@ def test_a_dry_run_looks_for_the_checkpoint_that_a_script_would_read(deepy, root
     assert (status, "model.tied_head: False in the checkpoint, True in" in said) == (2, True)
 
 
+def test_auto_prints_the_plan_of_the_device_that_was_found(deepy, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    options = ["--dry-run", "--set", "model.attention.top_k=2"]
+    found, of_a_cpu = (
+        deepy("train.py", "tiny.yml", *options, "--set", f"launch.device={device}")[1]
+        for device in ("auto", "cpu")
+    )
+    assert "peak" in found
+    assert found == of_a_cpu
+
+
 def test_epochs_reach_the_ranks_as_steps(deepy, root):
     words = ["--set", "training.steps=null", "--set", "training.epochs=0.5"]
     _, out, _ = deepy("train.py", "tiny.yml", *words)
