@@ -132,6 +132,14 @@ class Ledger:
                     "learned positions restart where documents are isolated, and only there",
                 )
 
+    def beginning(self) -> None:
+        """Decide what a run begins with: another tool's weights cannot be read here."""
+        if self.open("load"):
+            if self.given("load") == self.given("save"):
+                self.drop("load", "a run resumes from its own folder")
+            else:
+                self.refuse("load", "a run begins with new weights, or those in its own folder")
+
     def drop_nothing(self) -> None:
         """Drop settings without a value: there they count as not given."""
         for name in self.rest():

@@ -253,11 +253,7 @@ def _output(ledger: Ledger) -> None:
     if ledger.open("tensorboard_dir"):
         ledger.used("tensorboard_dir", "logging.tensorboard")
         ledger.options["logging.tensorboard"] = True
-    if ledger.open("load"):
-        if ledger.given("load") == ledger.given("save"):
-            ledger.drop("load", "a run resumes from its own folder")
-        else:
-            ledger.refuse("load", "a run begins with new weights, or those in its own folder")
+    ledger.beginning()
 
 
 def _data(ledger: Ledger) -> None:

@@ -297,11 +297,7 @@ def _parallel(ledger: Ledger) -> None:
         ledger.options["logging.wandb_project"] = ledger.value("wandb_project", "neox")
         if ledger.open("wandb_project"):
             ledger.used("wandb_project", "logging.wandb_project")
-    if ledger.open("load"):
-        if ledger.value("load") == ledger.value("save"):
-            ledger.drop("load", "a run resumes from its own folder")
-        else:
-            ledger.refuse("load", "a run begins with new weights, or those in its own folder")
+    ledger.beginning()
 
 
 def _data(ledger: Ledger) -> None:
