@@ -12,6 +12,13 @@ def shipped_folder(name: str) -> Path:
     return installed if installed.is_dir() else PACKAGE.parent / name
 
 
+def shipped_names() -> list[str]:
+    """Return the names that shipped configurations go by, such as `1B` and `overlays/cpu`."""
+    folder = shipped_folder("configs")
+    found = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yml"))
+    return sorted(path.as_posix() for path in found)
+
+
 def find_config(path: Path) -> Path:
     """Return the file that a configuration's name stands for: a file here, or else a shipped one.
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from megatron_gptx.config.shipped import shipped_names
 from megatron_gptx.config.syntax import describe_syntax
 
 # A configuration is a page of text; the bounds stop a wrong file, or one made of nested aliases
@@ -198,10 +199,14 @@ def _missing_file(path: Path) -> str:
     try:
         names = [found for found in path.parent.iterdir() if found.suffix in {".yml", ".yaml"}]
     except (OSError, ValueError):
-        return message
+        names = []
     by_stem = {found.stem: found for found in names}
-    stem = closest(path.stem, by_stem) or closest(path.name, by_stem)
-    return f"{message}; did you mean {by_stem[stem]}?" if stem else message
+    if stem := closest(path.stem, by_stem) or closest(path.name, by_stem):
+        return f"{message}; did you mean {by_stem[stem]}?"
+    given = path.as_posix().removeprefix("configs/").removesuffix(".yml")
+    if not path.is_absolute() and (shipped := closest(given, shipped_names())):
+        return f"{message}; did you mean {shipped}, which comes with the package?"
+    return message
 
 
 def _compose(text: str, source: str) -> yaml.Node | None:

@@ -39,26 +39,32 @@ from megatron_gptx.launcher.run import explain, run
 from megatron_gptx.launcher.slurm import requeue, slurm_job, started_before
 
 USAGE = """\
-usage: {program} SCRIPT CONFIG [CONFIG ...] [--set section.key=value ...] [--dry-run]
+usage: {program} {word} CONFIG [CONFIG ...] [--set section.key=value ...] [--dry-run]
        [--requeue] [ARGUMENT ...]
 
   {program} train configs/1B.yml                 train on the devices there are
   {program} train configs/1B.yml --dry-run       check all that a launch checks, print the plan
   {program} generate configs/1B.yml --prompt "def main("
-  {program} generate --help                      the arguments of a script
+  {program} generate --help                      its own arguments
   {program} evaluate configs/1B.yml              validation loss of the newest checkpoint
   {program} show configs/1B.yml                  every option, and where its value comes from
 
-A script may be named with its ending: train.py. A configuration is a file here, or else one that
-comes with the package: configs/1B.yml, or 1B.
+A configuration is a file here, or else one that comes with the package: configs/1B.yml, or 1B.
 
 SIGTERM, SIGINT (Ctrl-C), SIGHUP, SIGUSR1 or `touch RUN_DIR/logs/.stop` end a run after its step: it
 is saved, the status is 75, and the same command goes on; with --requeue, SLURM starts it again.
 docs/reliability.md has all statuses.
 
 Later files override earlier ones, and --set overrides all of them. Arguments that are not listed
-here go to the script.
+here go to the {noun}.
 """
+
+
+def usage(program: str) -> str:
+    """Return the help of the launcher, in the words of the program that was typed."""
+    # `./deepy.py train.py` runs a script, `gptx train` a command; both run the same file.
+    noun = "command" if program == "gptx" else "script"
+    return USAGE.format(program=program, word=noun.upper(), noun=noun)
 
 
 def main(argv: Sequence[str], root: Path, program: str = "./deepy.py") -> int:
@@ -70,7 +76,7 @@ def main(argv: Sequence[str], root: Path, program: str = "./deepy.py") -> int:
         program: what was typed before them, for messages.
     """
     if not argv or argv[0] in ("-h", "--help"):
-        sys.stdout.write(USAGE.format(program=program))
+        sys.stdout.write(usage(program))
         return FINISHED if argv else MISTAKE
     try:
         return _main(argv, root, program)
@@ -228,7 +234,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _help(script: str, worker: Path, program: str) -> int:
     if script not in SINGLE_PROCESS:
-        sys.stdout.write(USAGE.format(program=program))
+        sys.stdout.write(usage(program))
         return 0
     command = [sys.executable, str(worker), "--help"]
     return run(command, environment=dict(os.environ), folder=Path.cwd())
@@ -252,7 +258,7 @@ def _parse(argv: Sequence[str], program: str) -> tuple[list[Path], argparse.Name
     if not all(argv[: len(paths)]):
         raise UserError("the name of a configuration is empty; name a file, such as configs/1B.yml")
     if not paths:
-        raise UserError(f"no configuration given\n\n{USAGE.format(program=program)}")
+        raise UserError(f"no configuration given\n\n{usage(program)}")
     parser = _Parser(prog=program, allow_abbrev=False, add_help=False)
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value")
     parser.add_argument("--dry-run", action="store_true")

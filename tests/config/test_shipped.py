@@ -51,6 +51,11 @@ def test_a_missing_file_is_named_as_it_was_typed():
         load([Path("nowhere.yml")])
 
 
+def test_a_misspelt_name_of_a_shipped_configuration_is_answered_with_the_right_one():
+    with pytest.raises(ConfigError, match="did you mean quickstart, which comes with the package"):
+        load([Path("quikstart")])
+
+
 def test_a_checkout_has_its_folders_beside_the_package():
     assert [shipped_folder(name) for name in ("csrc", "configs")] == [
         ROOT / "csrc",

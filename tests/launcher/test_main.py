@@ -9,7 +9,7 @@ import pytest
 from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.data.indexed_dataset import IndexedDataset
 from megatron_gptx.launcher.command import decode
-from megatron_gptx.launcher.main import USAGE, main
+from megatron_gptx.launcher.main import main, usage
 from tests.config.broken_launches import save
 from tests.runs import tiny_config, write_corpus
 
@@ -48,12 +48,12 @@ def started(root: Path) -> list[str]:
 
 
 def test_no_words_at_all_show_the_usage_with_status_2(deepy):
-    assert deepy() == (2, USAGE.format(program="./deepy.py"), "")
+    assert deepy() == (2, usage("./deepy.py"), "")
 
 
 @pytest.mark.parametrize("words", [("--help",), ("-h",), ("train.py", "--help")])
 def test_help_shows_the_usage(deepy, words):
-    assert deepy(*words) == (0, USAGE.format(program="./deepy.py"), "")
+    assert deepy(*words) == (0, usage("./deepy.py"), "")
 
 
 @pytest.mark.parametrize("words", [("generate.py",), ("generate.py", "tiny.yml")])
