@@ -43,8 +43,10 @@ def runs_fused(
     return False
 
 
-# To torch.compile a call that leaves nothing in the graph.
-@torch.compiler.assume_constant_result
 def _warn(message: str) -> None:
     # Python shows it once for each line that calls the operation: above this, two frames of ours.
     warnings.warn(message, stacklevel=4)
+
+
+# To torch.compile a call that leaves nothing in the graph: see library.py.
+_warn._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -70,8 +70,6 @@ def _load_once() -> str | None:
     return load(logging.getLogger(__name__).warning)
 
 
-# A call that runs while torch.compile traces, and leaves its result in the graph.
-@torch.compiler.assume_constant_result
 def _load_traced() -> str | None:
     try:
         if find_built() is not None:
@@ -82,6 +80,11 @@ def _load_traced() -> str | None:
         "its kernels are not built, and nothing is while torch.compile traces; run "
         "`python -m megatron_gptx.ops.build` first"
     )
+
+
+# A call that runs while torch.compile traces, and leaves its result in the graph. This is all that
+# torch.compiler.assume_constant_result does, besides importing the compiler, which takes seconds.
+_load_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def loaded() -> bool:

@@ -85,6 +85,7 @@ def test_phases_that_follow_each_other_may_last_longer_together_than_one(tmp_pat
         "rank-0.log",
         "rank-1.log",
         ".finished",
+        ".lock",
     }
 
 
