@@ -17,12 +17,12 @@ NVRTC := build/nvrtc/.installed
 # A file's tests stay together, for they share what is slow to make; those of many launches mostly wait,
 # so that three run on two cores, and the longest files are not left to the end.
 BESIDE := -n 3 --dist loadfile --no-loadscope-reorder
-test test-avx2 test-default test-chaos test-gpu check-cuda repository: export OMP_NUM_THREADS ?= 1
+test test-avx2 test-default test-extended test-gpu check-cuda repository: export OMP_NUM_THREADS ?= 1
 # What depends on the width of vectors: in PyTorch's kernels, in oneDNN's, and in ours.
 NUMERIC := tests/ops tests/model tests/training/test_golden_losses.py tests/training/test_layouts.py \
   $(patsubst %,--ignore=tests/ops/test_%.py,build cuda_build cuda_compiles emulator)
 
-.PHONY: help quickstart test test-avx2 test-default test-chaos test-gpu check check-cuda format lint lint-fix types floors docs docs-check repository lock clean distclean
+.PHONY: help quickstart test test-avx2 test-default test-extended test-gpu check check-cuda format lint lint-fix types floors docs docs-check repository lock clean distclean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z][a-z0-9 -]*\):[^#]*## /\1\t/p' Makefile | while IFS=$$'\t' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
@@ -30,19 +30,19 @@ help: ## Show this list
 quickstart: $(INSTALLED) ## Train a small GPT-X on real text, evaluate it, let it write
 	$(PY) tools/quickstart.py
 
-test: $(INSTALLED) $(NVRTC) ## Run every test that needs no GPU
+test: $(INSTALLED) $(NVRTC) ## Run the tests that need no GPU
+	$(PY) -m pytest $(BESIDE) -m 'not extended' $(PYTEST)
+
+test-extended: $(INSTALLED) $(NVRTC) ## Run all of them, the full matrices and 100 kills too; an hour
 	$(PY) -m pytest $(BESIDE) $(PYTEST)
 
 test-avx2: $(INSTALLED) ## Run the numeric tests as on a CPU without AVX-512; PYTEST=tests runs all
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 GPTX_CPU_CAPABILITY=avx2 \
-	  $(PY) -m pytest $(BESIDE) $(or $(PYTEST),$(NUMERIC))
+	  $(PY) -m pytest $(BESIDE) -m 'not extended' $(or $(PYTEST),$(NUMERIC))
 
 test-default: $(INSTALLED) ## Run the numeric tests as on a CPU without AVX2; PYTEST=tests runs all
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 GPTX_CPU_CAPABILITY=default \
-	  $(PY) -m pytest $(BESIDE) $(or $(PYTEST),$(NUMERIC))
-
-test-chaos: $(INSTALLED) ## Run the tests of faults in full: 100 kills, every pair of layouts; an hour
-	GPTX_CHAOS=1 $(PY) -m pytest $(BESIDE) tests/faults tests/checkpoint/test_layout_changes.py $(PYTEST)
+	  $(PY) -m pytest $(BESIDE) -m 'not extended' $(or $(PYTEST),$(NUMERIC))
 
 test-gpu: $(INSTALLED) ## Run the tests that need a GPU
 	$(PY) -m pytest tests/gpu $(PYTEST)
