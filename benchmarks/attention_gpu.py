@@ -28,10 +28,10 @@ from attention_forms import (
     take_turns,
     write_results,
 )
+from megatron_gptx.ops.topk_softmax import topk_softmax, topk_softmax_reference, unsupported
 from torch import Tensor
 
-from megatron_gptx.ops import library
-from megatron_gptx.ops.topk_softmax import topk_softmax, topk_softmax_reference, unsupported
+from megatron_gptx.ops.kernels import library
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Elements per s * s that a pass over full rows has to touch: half of the scores and all of the

@@ -28,10 +28,10 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from megatron_gptx.config.batch import Batch
 from megatron_gptx.data.blend import BlendedDataset
-from megatron_gptx.data.files import write_aside
 from megatron_gptx.data.fill_in_the_middle import FillInTheMiddle
 from megatron_gptx.data.gpt_dataset import GPTDataset, Shaping
-from megatron_gptx.data.indexed_dataset import (
+from megatron_gptx.data.loader import StepLoader
+from megatron_gptx.dataset.indexed_dataset import (
     HEADER,
     MAGIC,
     IndexedDataset,
@@ -39,7 +39,7 @@ from megatron_gptx.data.indexed_dataset import (
     bin_path,
     idx_path,
 )
-from megatron_gptx.data.loader import StepLoader
+from megatron_gptx.files.synced import write_aside
 
 VOCAB_SIZE = 22_000
 STEPS_FROM_DISK = 8

@@ -38,10 +38,10 @@ from megatron_gptx.config.load import load
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.ops import Backend, OpsConfig
 from megatron_gptx.config.schema import Config
-from megatron_gptx.data.files import write_aside
 from megatron_gptx.distributed.process import Process
-from megatron_gptx.ops import library
-from megatron_gptx.ops.attention import attention_reference
+from megatron_gptx.files.synced import write_aside
+from megatron_gptx.ops.attention.dispatch import attention_reference
+from megatron_gptx.ops.kernels import library
 
 # One rank, and what x-transformers has not or means otherwise.
 SETTINGS = f"""\

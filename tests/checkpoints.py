@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from megatron_gptx.checkpoint.layout import (
+from megatron_gptx.checkpoint.names import (
     FORMAT,
     Checkpoint,
     CheckpointError,
@@ -20,7 +20,7 @@ from megatron_gptx.checkpoint.layout import (
     step_name,
 )
 from megatron_gptx.config.schema import Config
-from megatron_gptx.data.files import file_sha256
+from megatron_gptx.files.synced import file_sha256
 
 WEIGHTS_FILE = "weights/layer-002.safetensors"
 OPTIMIZER_FILE = "optimizer/layer-002.rank-0000.safetensors"

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.ops import library
-from megatron_gptx.ops.build import BuildError, find_built
+from megatron_gptx.ops.kernels import library
+from megatron_gptx.ops.kernels.build import BuildError, find_built
 from tests.runs import write_corpus
 
 # A shell starts background jobs with SIGINT ignored, nohup adds SIGHUP, and every child inherits

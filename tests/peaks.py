@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron_gptx.config.schema import Config
-from megatron_gptx.launcher.command import decode, encode
+from megatron_gptx.launcher.command_line import decode, encode
 from tests.runs import start_ranks
 
 NUM_STEPS = 3

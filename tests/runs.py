@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from megatron_gptx.config.schema import Config
-from megatron_gptx.data.indexed_dataset import IndexedDatasetWriter
-from megatron_gptx.data.workers import shorten_socket_names
-from megatron_gptx.launcher.command import encode, free_port
+from megatron_gptx.corpus.worker_pool import shorten_socket_names
+from megatron_gptx.dataset.indexed_dataset import IndexedDatasetWriter
+from megatron_gptx.launcher.command_line import encode, free_port
 
 VOCAB_SIZE = 64
 
@@ -150,7 +150,7 @@ def without_speed(rows: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def train_rank(packed: str) -> None:
     """Train one rank, in the process that is to be it."""
-    from megatron_gptx.training.start import run_rank
+    from megatron_gptx.training.rank_main import run_rank
 
     run_rank(packed)
 

@@ -5,7 +5,7 @@ import argparse
 import os
 from pathlib import Path
 
-from megatron_gptx.config.document import json_schema, markdown
+from megatron_gptx.config.reference import json_schema, markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 

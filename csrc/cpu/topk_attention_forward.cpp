@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "heads.h"
-#include "rows.h"
+#include "simd/dispatch.h"
 #include "topk_attention.h"
 
 namespace gptx {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../include/philox.h"
-#include "group.cuh"
+#include "thread_group.cuh"
 #include "topk_softmax_launch.h"
 
 namespace gptx {

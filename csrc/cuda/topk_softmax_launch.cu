@@ -2,7 +2,7 @@
 #include <cuda_runtime.h>
 
 #include "topk_softmax_launch.h"
-#include "topk_softmax_sizes.cuh"
+#include "topk_softmax_dispatch.cuh"
 
 namespace gptx {
 namespace {

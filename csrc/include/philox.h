@@ -1,5 +1,5 @@
 // The counter-based random bits that decide which attention weights are dropped: the same ones for
-// the same (seed, b, h, i, j) in every kernel and in plain PyTorch (megatron_gptx/ops/dropout.py).
+// the same (seed, b, h, i, j) in every kernel and in plain PyTorch (megatron_gptx/ops/attention/dropout.py).
 //
 // Source: Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3", section 3.3,
 // Philox-4x32 of 10 rounds.

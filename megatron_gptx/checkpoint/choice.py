@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from megatron_gptx.checkpoint.layout import (
+from megatron_gptx.checkpoint.names import (
     MANIFEST,
     Checkpoint,
     CheckpointError,

@@ -7,8 +7,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError
 from torch import Tensor
 
-from megatron_gptx.checkpoint.engine_state import MASTER, MOMENTS
-from megatron_gptx.checkpoint.layout import (
+from megatron_gptx.checkpoint.names import (
     WEIGHTS,
     Checkpoint,
     CheckpointError,
@@ -17,7 +16,8 @@ from megatron_gptx.checkpoint.layout import (
     still_there,
     weights_name,
 )
-from megatron_gptx.checkpoint.tensors import SavedLayer
+from megatron_gptx.checkpoint.optimizer_state import MASTER, MOMENTS
+from megatron_gptx.checkpoint.safetensors_files import SavedLayer
 
 WEIGHT = "weight"
 

@@ -18,15 +18,7 @@ from megatron_gptx.checkpoint.changes import (
     mixed_experiments,
 )
 from megatron_gptx.checkpoint.choice import at_step, candidates, named
-from megatron_gptx.checkpoint.engine_state import (
-    MASTER,
-    MOMENTS,
-    fragments,
-    named_parameters,
-    set_loss_scale,
-    set_steps,
-)
-from megatron_gptx.checkpoint.layout import (
+from megatron_gptx.checkpoint.names import (
     Checkpoint,
     CheckpointError,
     VanishedError,
@@ -41,9 +33,17 @@ from megatron_gptx.checkpoint.layout import (
     still_there,
     weights_name,
 )
-from megatron_gptx.checkpoint.tensors import SavedLayer
+from megatron_gptx.checkpoint.optimizer_state import (
+    MASTER,
+    MOMENTS,
+    fragments,
+    named_parameters,
+    set_loss_scale,
+    set_steps,
+)
+from megatron_gptx.checkpoint.safetensors_files import SavedLayer
 from megatron_gptx.config.schema import Config
-from megatron_gptx.distributed.faults import fault_point
+from megatron_gptx.distributed.fault_injection import fault_point
 from megatron_gptx.distributed.process import lost_a_peer
 
 

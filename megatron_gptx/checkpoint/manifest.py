@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from megatron_gptx import __version__
-from megatron_gptx.checkpoint.engine_state import get_loss_scale, get_steps
+from megatron_gptx.checkpoint.optimizer_state import get_loss_scale, get_steps
 from megatron_gptx.config.schema import Config
 from megatron_gptx.costs.stages import boundaries
 

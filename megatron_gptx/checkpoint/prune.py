@@ -4,7 +4,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from megatron_gptx.checkpoint.layout import (
+from megatron_gptx.checkpoint.names import (
     LATEST,
     PARTIAL,
     CheckpointError,

@@ -16,13 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_gptx.checkpoint.engine_state import (
-    MASTER,
-    MOMENTS,
-    fragments,
-    named_parameters,
-)
-from megatron_gptx.checkpoint.layout import (
+from megatron_gptx.checkpoint.manifest import describe_run
+from megatron_gptx.checkpoint.names import (
     FORMAT,
     LATEST,
     MANIFEST,
@@ -41,14 +36,19 @@ from megatron_gptx.checkpoint.layout import (
     weights_name,
     write_synced,
 )
-from megatron_gptx.checkpoint.manifest import describe_run
+from megatron_gptx.checkpoint.optimizer_state import (
+    MASTER,
+    MOMENTS,
+    fragments,
+    named_parameters,
+)
 from megatron_gptx.checkpoint.prune import delete, delete_oldest, prune, tidy
-from megatron_gptx.checkpoint.tensors import Part, Snapshot, Written, written
+from megatron_gptx.checkpoint.safetensors_files import Part, Snapshot, Written, written
 from megatron_gptx.checkpoint.upload import Upload
 from megatron_gptx.config.schema import Config
-from megatron_gptx.data.files import sync_path
-from megatron_gptx.distributed.faults import fault_point
+from megatron_gptx.distributed.fault_injection import fault_point
 from megatron_gptx.distributed.watchdog import WRITER
+from megatron_gptx.files.synced import sync_path
 
 # What a checkpoint may need on disk besides its tensors.
 MARGIN_BYTES = 2**20

@@ -7,7 +7,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 
-from megatron_gptx.checkpoint.layout import LATEST, MANIFEST, SEAL, CheckpointError, read
+from megatron_gptx.checkpoint.names import LATEST, MANIFEST, SEAL, CheckpointError, read
 
 
 class Upload:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from megatron_gptx.ops import build
+from megatron_gptx.ops.kernels import build
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:

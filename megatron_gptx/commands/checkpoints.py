@@ -19,7 +19,7 @@ from typing import Any
 from megatron_gptx.checkpoint.changes import changed_values
 from megatron_gptx.checkpoint.choice import is_checkpoint, named
 from megatron_gptx.checkpoint.compare import differences
-from megatron_gptx.checkpoint.layout import (
+from megatron_gptx.checkpoint.names import (
     LATEST,
     MANIFEST,
     Checkpoint,

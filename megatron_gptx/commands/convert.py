@@ -19,7 +19,7 @@ from megatron_gptx.config.yaml_writer import dump_values
 from megatron_gptx.convert.settings import read_neox
 from megatron_gptx.convert.shell import read_megatron
 from megatron_gptx.convert.translate import Dialect, Translation, nested, translate
-from megatron_gptx.data.files import write_aside
+from megatron_gptx.files.synced import write_aside
 from megatron_gptx.tokenizer.build import load_tokenizer
 
 YAML = {".yml", ".yaml", ".json"}

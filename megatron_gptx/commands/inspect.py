@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from megatron_gptx.config.errors import UserError, describe, why
-from megatron_gptx.data.indexed_dataset import IndexedDataset
-from megatron_gptx.data.statistics import (
+from megatron_gptx.dataset.indexed_dataset import IndexedDataset
+from megatron_gptx.dataset.statistics import (
     find_duplicates,
     length_histogram,
     token_counts,

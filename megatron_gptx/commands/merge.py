@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from megatron_gptx.config.errors import UserError, describe
-from megatron_gptx.data.combine import merge
+from megatron_gptx.dataset.merge_and_split import merge
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:

@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_gptx.config.errors import UserError, describe
-from megatron_gptx.data.formats import ENDINGS, recognise
-from megatron_gptx.data.sources import InputFile, find_files
-from megatron_gptx.data.spool import STDIN, spooled
-from megatron_gptx.data.workers import import_ahead
+from megatron_gptx.corpus.formats import ENDINGS, recognise
+from megatron_gptx.corpus.sources import InputFile, find_files
+from megatron_gptx.corpus.standard_input import STDIN, spooled
+from megatron_gptx.corpus.worker_pool import import_ahead
 
 if TYPE_CHECKING:
-    from megatron_gptx.data.encode import Options
-    from megatron_gptx.data.preprocess import Outcome
+    from megatron_gptx.corpus.encode import Options
+    from megatron_gptx.corpus.preprocess import Outcome
 
 _SHOWN = 10
 _KINDS = {
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     try:
         prefixes = _prefixes(args)
         if args.workers > 1:
-            import_ahead("megatron_gptx.data.encode")
+            import_ahead("megatron_gptx.corpus.encode")
         with ExitStack() as stack:
             files = _inputs(args, stack)
             waiting += prefixes
@@ -131,7 +131,7 @@ def describe_passed_over(paths: list[str]) -> str:
 
 def _make_dataset(args: argparse.Namespace, files: list[InputFile], key: str, prefix: Path) -> None:
     # Not before the workers' imports have begun: they take a quarter of a second, beside these.
-    from megatron_gptx.data.encode import Options
+    from megatron_gptx.corpus.encode import Options
 
     chat = _chat(args)
     options = Options(
@@ -157,7 +157,7 @@ def _labels_of(prefix: Path) -> Path:
 
 
 def _chat(args: argparse.Namespace) -> dict[str, str] | None:
-    from megatron_gptx.data.chat import read_template
+    from megatron_gptx.corpus.chat import read_template
 
     if args.chat_template is None:
         return None
@@ -170,8 +170,8 @@ def _chat(args: argparse.Namespace) -> dict[str, str] | None:
 def _make(
     args: argparse.Namespace, files: list[InputFile], prefix: Path, options: "Options"
 ) -> None:
-    from megatron_gptx.data.encode import Vocabulary
-    from megatron_gptx.data.preprocess import preprocess
+    from megatron_gptx.corpus.encode import Vocabulary
+    from megatron_gptx.corpus.preprocess import preprocess
 
     started_at = time.perf_counter()
     outcome = preprocess(

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_gptx.checkpoint.layout import (
+from megatron_gptx.checkpoint.names import (
     CheckpointError,
     checkpoint_folder,
     checkpoints,

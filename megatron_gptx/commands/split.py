@@ -12,8 +12,8 @@ from pathlib import Path
 
 from megatron_gptx.config.errors import UserError, describe
 from megatron_gptx.data.build import split_documents
-from megatron_gptx.data.combine import Piece, write_pieces
-from megatron_gptx.data.indexed_dataset import IndexedDataset
+from megatron_gptx.dataset.indexed_dataset import IndexedDataset
+from megatron_gptx.dataset.merge_and_split import Piece, write_pieces
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:

@@ -16,11 +16,11 @@ from typing import Any
 
 from megatron_gptx.commands.preprocess import describe_passed_over
 from megatron_gptx.config.errors import UserError, describe
-from megatron_gptx.data.files import file_sha256, write_aside
-from megatron_gptx.data.manifest import read_manifest, write_manifest
-from megatron_gptx.data.preprocess import describe_inputs
-from megatron_gptx.data.readers import Account, Reading, read_unit
-from megatron_gptx.data.sources import InputFile, divide, find_files
+from megatron_gptx.corpus.preprocess import describe_inputs
+from megatron_gptx.corpus.read_texts import Account, Reading, read_unit
+from megatron_gptx.corpus.sources import InputFile, divide, find_files
+from megatron_gptx.dataset.manifest import read_manifest, write_manifest
+from megatron_gptx.files.synced import file_sha256, write_aside
 from megatron_gptx.tokenizer.build import load_tokenizer
 from megatron_gptx.tokenizer.train import train_byte_level_bpe, train_unigram, train_wordpiece
 

@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 
 from megatron_gptx.config.errors import UserError, describe
-from megatron_gptx.data.indexed_dataset import IndexedDataset
-from megatron_gptx.data.manifest import (
+from megatron_gptx.dataset.indexed_dataset import IndexedDataset
+from megatron_gptx.dataset.manifest import (
     forbidden_ids,
     manifest_path,
     matching_manifest,
     read_manifest,
 )
-from megatron_gptx.data.verify import Expected, all_problems
+from megatron_gptx.dataset.verify import Expected, all_problems
 from megatron_gptx.tokenizer.build import load_tokenizer
 
 

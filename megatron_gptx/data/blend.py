@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from megatron_gptx.data.documents import Integers
+from megatron_gptx.data.document_index import Integers
 from megatron_gptx.data.gpt_dataset import GPTDataset, Samples
 
 _BLOCK = 1 << 16  # samples whose order is worked out together

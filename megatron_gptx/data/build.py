@@ -9,8 +9,8 @@ from megatron_gptx.config.schema import Config
 from megatron_gptx.data.blend import BlendedDataset
 from megatron_gptx.data.fill_in_the_middle import FillInTheMiddle
 from megatron_gptx.data.gpt_dataset import GPTDataset, Shaping
-from megatron_gptx.data.indexed_dataset import IndexedDataset
-from megatron_gptx.data.manifest import matching_manifest
+from megatron_gptx.dataset.indexed_dataset import IndexedDataset
+from megatron_gptx.dataset.manifest import matching_manifest
 from megatron_gptx.tokenizer.build import load_tokenizer
 
 # Validation samples must not change with training.seed, or runs could not be compared.

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from megatron_gptx.data.documents import Integers
-from megatron_gptx.data.order import mix
+from megatron_gptx.data.document_index import Integers
+from megatron_gptx.data.permutation import mix
 from megatron_gptx.distributed.seeds import derive_seed
 
 _NUM_SENTINELS: Final = 3

@@ -6,7 +6,7 @@ from typing import Any
 
 from megatron_gptx.config.data import DataConfig
 from megatron_gptx.config.errors import UserError, why
-from megatron_gptx.data.mmididx import bin_path, idx_path
+from megatron_gptx.dataset.mmididx import bin_path, idx_path
 from megatron_gptx.tokenizer.build import load_tokenizer
 
 # Of each file: all of a small one, and blocks spread evenly over a large one.

@@ -9,10 +9,8 @@ import numpy.typing as npt
 from megatron_gptx.config.batch import IGNORE
 from megatron_gptx.config.data import Packing
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.documents import DocumentIndex, Integers
+from megatron_gptx.data.document_index import DocumentIndex, Integers
 from megatron_gptx.data.fill_in_the_middle import FillInTheMiddle
-from megatron_gptx.data.indexed_dataset import IndexedDataset
-from megatron_gptx.data.order import Permutation
 from megatron_gptx.data.packing import (
     DocumentPacker,
     OverflowPacker,
@@ -20,7 +18,9 @@ from megatron_gptx.data.packing import (
     Pieces,
     StreamPacker,
 )
-from megatron_gptx.data.paging import announce, expect_scattered_reads
+from megatron_gptx.data.page_hints import announce, expect_scattered_reads
+from megatron_gptx.data.permutation import Permutation
+from megatron_gptx.dataset.indexed_dataset import IndexedDataset
 from megatron_gptx.distributed.seeds import derive_seed
 
 _BLOCK = 256  # places in the order computed at once, which costs a tenth of one after the other

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from megatron_gptx.data.documents import DocumentIndex, Integers
+from megatron_gptx.data.document_index import DocumentIndex, Integers
 from megatron_gptx.distributed.seeds import derive_seed
 
 _GROUP = 64  # documents whose samples are counted together: one number is kept per group

@@ -18,6 +18,13 @@ from torch.distributed import distributed_c10d
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.distributed.build_lock import explain_build_locks
+from megatron_gptx.distributed.exit_status import (
+    FAILED,
+    INTERRUPTED,
+    MISTAKE,
+    STOPPED,
+    StoppedError,
+)
 from megatron_gptx.distributed.interface import choose_interface
 from megatron_gptx.distributed.lifetime import end_with_parent
 from megatron_gptx.distributed.log import (
@@ -28,13 +35,6 @@ from megatron_gptx.distributed.log import (
     stopped_marker,
 )
 from megatron_gptx.distributed.ownership import hold_until_the_end
-from megatron_gptx.distributed.status import (
-    FAILED,
-    INTERRUPTED,
-    MISTAKE,
-    STOPPED,
-    StoppedError,
-)
 from megatron_gptx.distributed.watchdog import START_SECONDS, Watchdog
 
 # How long a rank that lost a peer waits for the launcher, which ends every rank once it has seen

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, TextIO
 
+from megatron_gptx.distributed.exit_status import HUNG
 from megatron_gptx.distributed.log import first_to_fail
-from megatron_gptx.distributed.status import HUNG
 
 # Kernels may be built, and weights initialised, before the first step.
 START_SECONDS = 1800

@@ -8,14 +8,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from megatron_gptx.checkpoint.layout import Checkpoint, CheckpointError
+from megatron_gptx.checkpoint.names import Checkpoint, CheckpointError
 from megatron_gptx.config.batch import IGNORE, Batch, derive_batch
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.training import EvaluationConfig, TrainingConfig
 from megatron_gptx.data.build import build_validation
 from megatron_gptx.data.loader import Step, StepLoader
-from megatron_gptx.data.statistics import blend_entropy
 from megatron_gptx.data.validation import (
     Extent,
     SetLoss,
@@ -24,9 +23,10 @@ from megatron_gptx.data.validation import (
     mean_loss,
     over_all,
 )
+from megatron_gptx.dataset.statistics import blend_entropy
 from megatron_gptx.inference.arguments import argument_parser
 from megatron_gptx.inference.load import load_chosen
-from megatron_gptx.launcher.command import decode
+from megatron_gptx.launcher.command_line import decode
 from megatron_gptx.launcher.devices import local_device
 from megatron_gptx.model.sequential import GPTXSequential
 

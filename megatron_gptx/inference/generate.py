@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_gptx.checkpoint.layout import Checkpoint
+from megatron_gptx.checkpoint.names import Checkpoint
 from megatron_gptx.checkpoint.run_tokenizer import (
     RunTokenizer,
     open_run_tokenizer,
@@ -21,7 +21,7 @@ from megatron_gptx.config.schema import Config
 from megatron_gptx.inference.arguments import Once, argument_parser
 from megatron_gptx.inference.load import load_chosen
 from megatron_gptx.inference.sampling import sample
-from megatron_gptx.launcher.command import decode
+from megatron_gptx.launcher.command_line import decode
 from megatron_gptx.launcher.devices import local_device
 from megatron_gptx.model.sequential import GPTXSequential
 from megatron_gptx.tokenizer.base import Tokenizer

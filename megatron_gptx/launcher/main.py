@@ -21,11 +21,11 @@ from megatron_gptx.config.yaml_reader import closest
 from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.costs.plan import make_plan
 from megatron_gptx.data.build import decide_steps
-from megatron_gptx.data.check import dataset_problems
+from megatron_gptx.data.preflight import dataset_problems
+from megatron_gptx.distributed.exit_status import FINISHED, INTERRUPTED, MISTAKE, STOPPED
 from megatron_gptx.distributed.log import lossy_output
-from megatron_gptx.distributed.status import FINISHED, INTERRUPTED, MISTAKE, STOPPED
 from megatron_gptx.launcher.checks import launch_checks, single_process_checks
-from megatron_gptx.launcher.command import (
+from megatron_gptx.launcher.command_line import (
     SINGLE_PROCESS,
     WITHOUT_ARGUMENTS,
     environment,
@@ -33,10 +33,10 @@ from megatron_gptx.launcher.command import (
     rendezvous,
 )
 from megatron_gptx.launcher.devices import Placement, check_placement, local_device, place
-from megatron_gptx.launcher.ranks import launch
-from megatron_gptx.launcher.requests import StopRequests
-from megatron_gptx.launcher.run import explain, run
+from megatron_gptx.launcher.processes import explain, run
 from megatron_gptx.launcher.slurm import requeue, slurm_job, started_before
+from megatron_gptx.launcher.stop_requests import StopRequests
+from megatron_gptx.launcher.supervise import launch
 
 USAGE = """\
 usage: {program} {word} CONFIG [CONFIG ...] [--set section.key=value ...] [--dry-run]

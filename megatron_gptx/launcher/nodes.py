@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.schema import Config
 from megatron_gptx.distributed.interface import HOSTS
-from megatron_gptx.launcher.command import CPU_DEFAULTS
+from megatron_gptx.launcher.command_line import CPU_DEFAULTS
 from megatron_gptx.launcher.devices import hostfile_slots
 from megatron_gptx.launcher.hosts import check_value, file_variables, write_for_runner
 

@@ -6,7 +6,7 @@ from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.ops import Backend
 from megatron_gptx.model.alibi import alibi_slopes
 from megatron_gptx.model.projection import Projection, StreamProjection
-from megatron_gptx.ops.attention import attention
+from megatron_gptx.ops.attention.dispatch import attention
 
 
 class Attention(nn.Module):

@@ -11,7 +11,9 @@ from megatron_gptx.config.ops import Backend
 from megatron_gptx.model.attention import Attention
 from megatron_gptx.model.embedding import Table
 from megatron_gptx.model.projection import Projection
-from megatron_gptx.ops import attention, library, linear
+from megatron_gptx.ops import linear
+from megatron_gptx.ops.attention import dispatch
+from megatron_gptx.ops.kernels import library
 
 
 def choose_backend(
@@ -40,7 +42,7 @@ def choose_backend(
 
     def against_attention() -> str | None:
         # Every precision of a configuration is one that the kernels take.
-        return attention.unsupported(
+        return dispatch.unsupported(
             device_type, torch.float32, top_k=config.top_k, num_keys=num_keys
         )
 

@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from megatron_gptx.config.ops import Backend
-from megatron_gptx.ops.choice import runs_fused
 from megatron_gptx.ops.fused_linear import Activation
+from megatron_gptx.ops.kernels.choice import runs_fused
 
 
 def linear(

@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from megatron_gptx.config.ops import Backend
-from megatron_gptx.ops.choice import runs_fused
 from megatron_gptx.ops.fused_linear_cross_entropy import fused_linear_cross_entropy
+from megatron_gptx.ops.kernels.choice import runs_fused
 from megatron_gptx.ops.linear import unsupported
 
 

@@ -13,7 +13,7 @@ from megatron_gptx.data.validation import (
     mean_loss,
     over_all,
 )
-from megatron_gptx.distributed.faults import fault_point
+from megatron_gptx.distributed.fault_injection import fault_point
 from megatron_gptx.distributed.watchdog import Watchdog
 from megatron_gptx.training.engine import Engine
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from megatron_gptx.checkpoint.changes import same_evaluation
-from megatron_gptx.checkpoint.layout import (
+from megatron_gptx.checkpoint.load import go_back, initialize, resume
+from megatron_gptx.checkpoint.names import (
     Checkpoint,
     CheckpointError,
     newest,
     step_name,
     write_synced,
 )
-from megatron_gptx.checkpoint.load import go_back, initialize, resume
 from megatron_gptx.checkpoint.run_tokenizer import keep_tokenizer
 from megatron_gptx.checkpoint.save import Saver
 from megatron_gptx.config.errors import UserError, why
@@ -23,14 +23,15 @@ from megatron_gptx.config.schema import Config
 from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.data.blend import BlendedDataset, table
 from megatron_gptx.data.build import Datasets, build_datasets
-from megatron_gptx.data.files import write_aside
 from megatron_gptx.data.fingerprint import fingerprints
 from megatron_gptx.data.loader import MicroBatch, StepLoader
 from megatron_gptx.data.validation import over_all
-from megatron_gptx.distributed.faults import fault_point
+from megatron_gptx.distributed.exit_status import StoppedError
+from megatron_gptx.distributed.fault_injection import fault_point
 from megatron_gptx.distributed.log import fresh_marker
 from megatron_gptx.distributed.process import Process
-from megatron_gptx.distributed.status import StoppedError
+from megatron_gptx.files.synced import write_aside
+from megatron_gptx.training.bad_steps import Guard
 from megatron_gptx.training.build import build_engine
 from megatron_gptx.training.determinism import repeatable
 from megatron_gptx.training.evaluate import (
@@ -40,15 +41,14 @@ from megatron_gptx.training.evaluate import (
     report,
     validation_readings,
 )
-from megatron_gptx.training.faults import flip_a_bit, poison_gradients
-from megatron_gptx.training.guard import Guard
-from megatron_gptx.training.monitor import Monitor
-from megatron_gptx.training.replicas import check_replicas
+from megatron_gptx.training.metric_writers import Writer, open_writers
+from megatron_gptx.training.progress_line import Monitor
+from megatron_gptx.training.replica_check import check_replicas
 from megatron_gptx.training.schedule import learning_rate, rate_change
-from megatron_gptx.training.state import Best, TrainingState
-from megatron_gptx.training.stop import Stop
+from megatron_gptx.training.stop_signals import Stop
 from megatron_gptx.training.stragglers import Stragglers
-from megatron_gptx.training.writers import Writer, open_writers
+from megatron_gptx.training.tensor_faults import flip_a_bit, poison_gradients
+from megatron_gptx.training.train_state import Best, TrainingState
 
 
 def pretrain(config: Config, process: Process, stop: Stop) -> None:

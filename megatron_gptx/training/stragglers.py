@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_gptx.distributed.faults import fault_point
+from megatron_gptx.distributed.fault_injection import fault_point
 
 # Steps between comparisons, how much slower than the median is worth a word, and what part of the
 # time it must cost.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gptx.ops import library
+from megatron_gptx.ops.kernels import library
 
 ROOT = Path(__file__).resolve().parents[2]
 

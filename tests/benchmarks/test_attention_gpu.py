@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from megatron_gptx.ops import library
+from megatron_gptx.ops.kernels import library
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

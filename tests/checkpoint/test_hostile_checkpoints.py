@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_gptx.checkpoint.changes import changed_options, check_model
-from megatron_gptx.checkpoint.layout import (
+from megatron_gptx.checkpoint.names import (
     LARGEST_MANIFEST,
     Checkpoint,
     CheckpointError,

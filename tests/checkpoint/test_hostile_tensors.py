@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from megatron_gptx.checkpoint.layout import Checkpoint, CheckpointError, read
 from megatron_gptx.checkpoint.load import load_layers
+from megatron_gptx.checkpoint.names import Checkpoint, CheckpointError, read
 from megatron_gptx.config.parallel import LaunchConfig
-from megatron_gptx.launcher.command import encode
+from megatron_gptx.launcher.command_line import encode
 from megatron_gptx.model.sequential import GPTXSequential
 from tests.checkpoints import OPTIMIZER_FILE, WEIGHTS_FILE, link_newest, peak_bytes, vouch_for
 from tests.runs import start_ranks
@@ -127,7 +127,7 @@ def resume_all(packed: str, root: Path) -> None:
     """Resume from every run in a folder with one engine; note what is said of each."""
     from megatron_gptx.checkpoint.load import resume
     from megatron_gptx.distributed.process import Process, run_worker
-    from megatron_gptx.launcher.command import decode
+    from megatron_gptx.launcher.command_line import decode
     from megatron_gptx.training.build import build_engine
 
     config = decode(packed)

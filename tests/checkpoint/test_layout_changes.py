@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from megatron_gptx.checkpoint.engine_state import MASTER, MOMENTS
-from megatron_gptx.checkpoint.layout import Checkpoint, newest
-from megatron_gptx.checkpoint.tensors import SavedLayer
+from megatron_gptx.checkpoint.names import Checkpoint, newest
+from megatron_gptx.checkpoint.optimizer_state import MASTER, MOMENTS
+from megatron_gptx.checkpoint.safetensors_files import SavedLayer
 from megatron_gptx.config.schema import Config
-from megatron_gptx.launcher.command import encode
-from megatron_gptx.model.layers import build_layer
+from megatron_gptx.launcher.command_line import encode
+from megatron_gptx.model.layer_list import build_layer
 from tests.runs import start_ranks, tiny_config, train
 
 STEP = 3
@@ -79,10 +79,10 @@ def resume_and_go_on(packed: str, there: Path) -> None:
     from megatron_gptx.checkpoint.load import resume
     from megatron_gptx.checkpoint.save import Saver
     from megatron_gptx.distributed.process import Process, run_worker
-    from megatron_gptx.launcher.command import decode
+    from megatron_gptx.launcher.command_line import decode
     from megatron_gptx.training.build import build_engine
     from megatron_gptx.training.pretrain import pretrain
-    from megatron_gptx.training.stop import Stop
+    from megatron_gptx.training.stop_signals import Stop
 
     config = decode(packed)
     elsewhere = config.model_copy(

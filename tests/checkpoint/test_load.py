@@ -14,17 +14,17 @@ from safetensors.torch import load_file
 
 from megatron_gptx.checkpoint.changes import changed_options, check_model
 from megatron_gptx.checkpoint.choice import candidates
-from megatron_gptx.checkpoint.layout import (
+from megatron_gptx.checkpoint.load import load_layers
+from megatron_gptx.checkpoint.names import (
     Checkpoint,
     CheckpointError,
     newest,
     step_name,
     step_of,
 )
-from megatron_gptx.checkpoint.load import load_layers
 from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.config.schema import Config
-from megatron_gptx.launcher.command import encode
+from megatron_gptx.launcher.command_line import encode
 from megatron_gptx.model.sequential import GPTXSequential
 from tests.checkpoints import OPTIMIZER_FILE, WEIGHTS_FILE, flip, vouch_for
 from tests.runs import losses, start, start_ranks, tiny_config, train
@@ -76,7 +76,7 @@ def saved_twice(packed: str, target: Path) -> None:
     from megatron_gptx.checkpoint.load import resume
     from megatron_gptx.checkpoint.save import Saver
     from megatron_gptx.distributed.process import Process, run_worker
-    from megatron_gptx.launcher.command import decode
+    from megatron_gptx.launcher.command_line import decode
     from megatron_gptx.training.build import build_engine
 
     config = decode(packed)

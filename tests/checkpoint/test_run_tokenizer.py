@@ -8,9 +8,9 @@ import pytest
 from megatron_gptx.checkpoint.run_tokenizer import keep_tokenizer, open_run_tokenizer
 from megatron_gptx.config.data import DataConfig
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.data.encode import Options, Vocabulary
-from megatron_gptx.data.preprocess import preprocess
-from megatron_gptx.data.sources import find_files
+from megatron_gptx.corpus.encode import Options, Vocabulary
+from megatron_gptx.corpus.preprocess import preprocess
+from megatron_gptx.corpus.sources import find_files
 from megatron_gptx.tokenizer.build import load_tokenizer
 from tests.vocabularies import KINDS, write_vocabulary
 

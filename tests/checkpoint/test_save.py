@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gptx.checkpoint.layout import all_names, damage, lock, newest, step_name
+from megatron_gptx.checkpoint.names import all_names, damage, lock, newest, step_name
 from megatron_gptx.checkpoint.prune import delete_oldest, prune
 from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.training import CheckpointConfig
-from megatron_gptx.launcher.command import encode
+from megatron_gptx.launcher.command_line import encode
 from tests.checkpoints import write_checkpoint
 from tests.runs import start_ranks, tiny_config
 
@@ -35,7 +35,7 @@ def counters(step: int) -> dict[str, int]:
 def as_rank(packed: str, work: str) -> None:
     """Run a piece of work, named below, as one rank of a configuration."""
     from megatron_gptx.distributed.process import run_worker
-    from megatron_gptx.launcher.command import decode
+    from megatron_gptx.launcher.command_line import decode
 
     config = decode(packed)
     run_dir = Path(config.output.run_dir)
@@ -48,7 +48,7 @@ def as_rank(packed: str, work: str) -> None:
 
 def break_at_every_place(config: Config, process) -> None:
     """Save step 1, then break off the saving of step 2 at each place, and note what is newest."""
-    from megatron_gptx.distributed.faults import InjectedError
+    from megatron_gptx.distributed.fault_injection import InjectedError
 
     saver, seen = build(config, process), []
     saver.save(counters(1), last=True)
@@ -69,7 +69,7 @@ def break_at_every_place(config: Config, process) -> None:
 
 def break_between_two_of_one_step(config: Config, process) -> None:
     """Save a step again, break off where neither is in its place, and save it once more."""
-    from megatron_gptx.distributed.faults import InjectedError
+    from megatron_gptx.distributed.fault_injection import InjectedError
 
     first, second = counters(1), {**counters(1), "samples": 99}
     saver, seen = build(config, process), []

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from megatron_gptx.checkpoint.choice import at_step
-from megatron_gptx.checkpoint.layout import (
+from megatron_gptx.checkpoint.load import load_layers
+from megatron_gptx.checkpoint.names import (
     Checkpoint,
     CheckpointError,
     VanishedError,
@@ -20,13 +21,12 @@ from megatron_gptx.checkpoint.layout import (
     read,
     step_of,
 )
-from megatron_gptx.checkpoint.load import load_layers
 from megatron_gptx.checkpoint.prune import delete_oldest, prune
-from megatron_gptx.checkpoint.tensors import SavedLayer
+from megatron_gptx.checkpoint.safetensors_files import SavedLayer
 from megatron_gptx.commands.checkpoints import main as inspect
 from megatron_gptx.config.section import findings
 from megatron_gptx.config.training import CheckpointConfig
-from megatron_gptx.data.indexed_dataset import IndexedDatasetWriter
+from megatron_gptx.dataset.indexed_dataset import IndexedDatasetWriter
 from megatron_gptx.inference import load as inference
 from megatron_gptx.model.sequential import GPTXSequential
 from tests.checkpoints import flip, link_newest, write_checkpoint
@@ -250,7 +250,7 @@ def test_a_model_is_read_beside_a_run_that_saves_and_deletes(forgeable, tmp_path
 
 
 def test_the_newest_checkpoint_is_found_beside_a_run_that_saves_and_deletes(tmp_path, monkeypatch):
-    from megatron_gptx.checkpoint import layout
+    from megatron_gptx.checkpoint import names as layout
 
     first = write_checkpoint(tmp_path, 1)
     latest = tmp_path / "checkpoints" / "latest"

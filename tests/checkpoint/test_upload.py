@@ -8,7 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from megatron_gptx.checkpoint.layout import CheckpointError, all_names, damage, newest
+from megatron_gptx.checkpoint.names import CheckpointError, all_names, damage, newest
 from megatron_gptx.checkpoint.upload import Upload
 from megatron_gptx.config.errors import ConfigError
 from megatron_gptx.config.load import load

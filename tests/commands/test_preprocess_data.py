@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from megatron_gptx.data.indexed_dataset import IndexedDataset
+from megatron_gptx.dataset.indexed_dataset import IndexedDataset
 from megatron_gptx.tokenizer.train import train_byte_level_bpe
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ import io
 import pytest
 
 from megatron_gptx.commands import preprocess, tokenizer
-from megatron_gptx.data.indexed_dataset import IndexedDataset
+from megatron_gptx.dataset.indexed_dataset import IndexedDataset
 
 LINES = b'{"text": "one two"}\n{"text": "three"}\n'
 ARGUMENTS = ["--tokenizer", "bytes", "--output-prefix", "data"]

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from megatron_gptx.checkpoint.layout import FORMAT, seal, step_name
+from megatron_gptx.checkpoint.names import FORMAT, seal, step_name
 from megatron_gptx.config.load import load
-from megatron_gptx.data.indexed_dataset import IndexedDatasetWriter
-from megatron_gptx.data.manifest import manifest_path
+from megatron_gptx.dataset.indexed_dataset import IndexedDatasetWriter
+from megatron_gptx.dataset.manifest import manifest_path
 
 # What a launch needs besides the options in BASE.
 REST = """\

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from megatron_gptx.costs.memory import activation_memory
-from megatron_gptx.model.execute import LayerRunner
-from megatron_gptx.model.layers import build_layers
+from megatron_gptx.model.layer_list import build_layers
+from megatron_gptx.model.layer_runner import LayerRunner
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CARRY = {"residual_scores": True}

@@ -9,7 +9,7 @@ import torch
 from megatron_gptx.config.load import load
 from megatron_gptx.costs.parameters import held_parameters, layer_parameters
 from megatron_gptx.costs.stages import boundaries
-from megatron_gptx.model.layers import build_layer
+from megatron_gptx.model.layer_list import build_layer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

@@ -5,7 +5,7 @@ import signal
 import numpy as np
 import pytest
 
-from megatron_gptx.data.indexed_dataset import IndexedDataset, IndexedDatasetWriter
+from megatron_gptx.dataset.indexed_dataset import IndexedDataset, IndexedDatasetWriter
 from megatron_gptx.tokenizer.train import train_byte_level_bpe
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from megatron_gptx.config.schema import Config
-from megatron_gptx.data.check import dataset_problems
-from megatron_gptx.data.files import file_sha256
-from megatron_gptx.data.manifest import manifest_path
+from megatron_gptx.data.preflight import dataset_problems
+from megatron_gptx.dataset.manifest import manifest_path
+from megatron_gptx.files.synced import file_sha256
 
 
 def make_config(*, vocab_size=300, seq_length=8, **data):
@@ -114,7 +114,7 @@ def test_a_missing_dataset_is_said_once(tmp_path):
 
 
 def test_the_manifest_knows_ids_that_sampling_would_miss(make_dataset, monkeypatch):
-    monkeypatch.setattr("megatron_gptx.data.verify._BLOCK_TOKENS", 2)
+    monkeypatch.setattr("megatron_gptx.dataset.verify._BLOCK_TOKENS", 2)
     tokens = np.ones(10_000)
     tokens[5001] = 400
     dataset = make_dataset([tokens])
@@ -149,5 +149,5 @@ def test_a_tokenizer_that_does_not_fit_the_model_or_the_dataset_is_found(
 
 
 def test_checking_needs_no_torch():
-    code = "import sys, megatron_gptx.data.check as c; sys.exit('torch' in sys.modules)"
+    code = "import sys, megatron_gptx.data.preflight as c; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

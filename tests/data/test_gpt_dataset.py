@@ -9,7 +9,7 @@ import pytest
 from megatron_gptx.config.batch import IGNORE
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.data.gpt_dataset import GPTDataset, Shaping
-from megatron_gptx.data.indexed_dataset import HEADER, MAGIC, IndexedDataset
+from megatron_gptx.dataset.indexed_dataset import HEADER, MAGIC, IndexedDataset
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from megatron_gptx.config.batch import IGNORE
-from megatron_gptx.data import documents, packing
-from megatron_gptx.data.documents import DocumentIndex
+from megatron_gptx.data import document_index, packing
+from megatron_gptx.data.document_index import DocumentIndex
 from megatron_gptx.data.gpt_dataset import GPTDataset, Shaping
 
 L = 6
@@ -102,7 +102,7 @@ def test_until_overflow_shows_every_token_of_a_document_that_has_a_neighbour(dat
 def test_isolated_documents_begin_and_end_where_the_index_says(
     dataset, lengths, mode, guides, monkeypatch
 ):
-    monkeypatch.setattr(documents, "_GUIDES", guides)
+    monkeypatch.setattr(document_index, "_GUIDES", guides)
     begins = np.cumsum(lengths) - lengths
     total = int(lengths.sum())
     document_of = np.repeat(np.arange(len(lengths)), lengths)
@@ -133,7 +133,7 @@ def test_isolated_documents_begin_and_end_where_the_index_says(
 
 
 def test_boundaries_are_those_of_a_sorted_search(dataset, lengths, monkeypatch):
-    monkeypatch.setattr(documents, "_GUIDES", 4)
+    monkeypatch.setattr(document_index, "_GUIDES", 4)
     index = DocumentIndex(dataset, range(10, 290))
     edges = np.concatenate([[0], np.cumsum(lengths[10:290])])
     tokens = np.arange(index.num_tokens + 1)

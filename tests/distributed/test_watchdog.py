@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_gptx.config.parallel import LaunchConfig
-from megatron_gptx.distributed.status import HUNG
+from megatron_gptx.distributed.exit_status import HUNG
 from megatron_gptx.distributed.watchdog import Beat, Watchdog, describe
 from tests.runs import start_ranks
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megatron_gptx.checkpoint.layout import checkpoints, step_of
+from megatron_gptx.checkpoint.names import checkpoints, step_of
 from megatron_gptx.config.schema import Config
-from megatron_gptx.distributed.status import STOPPED
-from megatron_gptx.launcher.command import encode
+from megatron_gptx.distributed.exit_status import STOPPED
+from megatron_gptx.launcher.command_line import encode
 from tests.checkpoints import weights
 from tests.runs import (
     losses,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from megatron_gptx.checkpoint.layout import (
+from megatron_gptx.checkpoint.names import (
     all_names,
     checkpoints,
     damage,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gptx.checkpoint.layout import damage, newest
-from megatron_gptx.distributed.status import MISTAKE, STOPPED
+from megatron_gptx.checkpoint.names import damage, newest
+from megatron_gptx.distributed.exit_status import MISTAKE, STOPPED
 from tests.launches import Place, has_rows, wait_for
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gptx.checkpoint.layout import CheckpointError, newest
+from megatron_gptx.checkpoint.names import CheckpointError, newest
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.load import load
 from megatron_gptx.config.yaml_writer import dump

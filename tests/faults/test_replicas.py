@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from megatron_gptx.training.replicas import checksum
+from megatron_gptx.training.replica_check import checksum
 from tests.runs import start, tiny_config, train, write_corpus
 
 LAYOUTS = {
@@ -66,5 +66,5 @@ def test_any_flipped_bit_and_any_exchange_changes_the_checksum(dtype):
 def test_the_checksum_of_a_long_tensor_is_that_of_its_parts(monkeypatch):
     weights = torch.randn(1000)
     whole = int(checksum(weights))
-    monkeypatch.setattr("megatron_gptx.training.replicas.CHUNK", 7)
+    monkeypatch.setattr("megatron_gptx.training.replica_check.CHUNK", 7)
     assert int(checksum(weights)) == whole

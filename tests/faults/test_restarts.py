@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gptx.distributed.status import FINISHED, MISTAKE, STOPPED
+from megatron_gptx.distributed.exit_status import FINISHED, MISTAKE, STOPPED
 from tests.checkpoints import flip
 from tests.launches import Launch, Place, wait_for
 from tests.runs import losses

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gptx.checkpoint.layout import damage, newest
-from megatron_gptx.distributed.status import FINISHED, STOPPED
+from megatron_gptx.checkpoint.names import damage, newest
+from megatron_gptx.distributed.exit_status import FINISHED, STOPPED
 from tests.launches import Place, has_rows, wait_for
 
 # As through ssh, a shell reads the command line of a node, which has variables of its own only.

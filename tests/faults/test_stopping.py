@@ -12,8 +12,8 @@ from random import Random
 
 import pytest
 
-from megatron_gptx.checkpoint.layout import checkpoint_folder, damage, newest
-from megatron_gptx.distributed.status import INTERRUPTED, MISTAKE, STOPPED
+from megatron_gptx.checkpoint.names import checkpoint_folder, damage, newest
+from megatron_gptx.distributed.exit_status import INTERRUPTED, MISTAKE, STOPPED
 from tests.launches import ROOT, Place, has_rows, wait_for
 
 CHAOS = bool(os.environ.get("GPTX_CHAOS"))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_gptx.ops import library
+from megatron_gptx.ops.kernels import library
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_gptx.ops.attention import attention, attention_reference
+from megatron_gptx.ops.attention.dispatch import attention, attention_reference
 from tests.numerics import assert_all_as_accurate
 from tests.ops.attention_inputs import SLOPES, random_inputs, run
 

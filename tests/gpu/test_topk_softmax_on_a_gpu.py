@@ -7,7 +7,11 @@ import torch
 from torch import Tensor
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.ops.topk_softmax import MOST_CUDA_KEYS, topk_softmax, topk_softmax_reference
+from megatron_gptx.ops.attention.topk_softmax import (
+    MOST_CUDA_KEYS,
+    topk_softmax,
+    topk_softmax_reference,
+)
 from tests.numerics import assert_all_as_accurate
 from tests.ops import softmax_inputs
 from tests.ops.attention_inputs import SLOPES, B, H

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gptx.checkpoint.layout import checkpoint_folder, damage, newest, read, step_name
+from megatron_gptx.checkpoint.names import checkpoint_folder, damage, newest, read, step_name
 from megatron_gptx.config.schema import Config
-from megatron_gptx.distributed.status import STOPPED
+from megatron_gptx.distributed.exit_status import STOPPED
 from tests.launches import Place, has_rows, wait_for
 from tests.runs import losses, tiny_config, train, without_speed
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from megatron_gptx.checkpoint.choice import choose_checkpoint
-from megatron_gptx.checkpoint.layout import CheckpointError
+from megatron_gptx.checkpoint.names import CheckpointError
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.training import EvaluationConfig
-from megatron_gptx.data.indexed_dataset import IndexedDataset
 from megatron_gptx.data.validation import SetLoss
+from megatron_gptx.dataset.indexed_dataset import IndexedDataset
 from megatron_gptx.inference.evaluate import (
     Evaluation,
     SetResult,
@@ -23,7 +23,7 @@ from megatron_gptx.inference.evaluate import (
     in_training,
     main,
 )
-from megatron_gptx.launcher.command import encode
+from megatron_gptx.launcher.command_line import encode
 from tests.runs import tiny_config, train
 
 # Sums in another order differ by a few float32 rounding steps.

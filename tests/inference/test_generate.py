@@ -15,7 +15,7 @@ from megatron_gptx.config.output import GenerationConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.inference.generate import complete, generate, join, known_ids, main
 from megatron_gptx.inference.load import load_model
-from megatron_gptx.launcher.command import encode
+from megatron_gptx.launcher.command_line import encode
 from megatron_gptx.model.sequential import GPTXSequential
 from megatron_gptx.tokenizer.build import load_tokenizer
 from megatron_gptx.tokenizer.train import train_byte_level_bpe

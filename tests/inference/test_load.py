@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_gptx.checkpoint.choice import choose_checkpoint
-from megatron_gptx.checkpoint.layout import CheckpointError, checkpoint_folder
+from megatron_gptx.checkpoint.names import CheckpointError, checkpoint_folder
 from megatron_gptx.inference.evaluate import evaluate
 from tests.runs import tiny_config, train
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from megatron_gptx.config.yaml_writer import dump
-from megatron_gptx.data.indexed_dataset import IndexedDataset
-from megatron_gptx.launcher.command import decode
+from megatron_gptx.dataset.indexed_dataset import IndexedDataset
+from megatron_gptx.launcher.command_line import decode
 from megatron_gptx.launcher.main import main, usage
 from tests.config.broken_launches import save
 from tests.runs import tiny_config, write_corpus

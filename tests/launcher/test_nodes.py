@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.launcher import run
+from megatron_gptx.launcher import processes
 from megatron_gptx.launcher.nodes import check_reachable, forward
-from megatron_gptx.launcher.requests import StopRequests
+from megatron_gptx.launcher.stop_requests import StopRequests
 from tests.runs import tiny_config
 
 # Knows one host only; what ssh says of others stands on its last line.
@@ -115,9 +115,9 @@ def test_without_ssh_it_is_said(config, monkeypatch):
 def test_a_runner_that_waits_for_a_lost_host_is_ended_some_time_after_a_failure(
     tmp_path, monkeypatch, code
 ):
-    monkeypatch.setattr(run, "AFTER_FAILURE_SECONDS", 0.1)
+    monkeypatch.setattr(processes, "AFTER_FAILURE_SECONDS", 0.1)
     (tmp_path / "failed").touch()
-    status = run.run_ranks(
+    status = processes.run_ranks(
         [sys.executable, "-c", f"import signal, time; {code} time.sleep(600)"],
         environment=dict(os.environ),
         folder=tmp_path,

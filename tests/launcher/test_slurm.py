@@ -7,7 +7,7 @@ import pytest
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.yaml_writer import dump
-from megatron_gptx.distributed.status import MISTAKE, STOPPED
+from megatron_gptx.distributed.exit_status import MISTAKE, STOPPED
 from megatron_gptx.launcher.main import main
 from megatron_gptx.launcher.slurm import requeue, slurm_job
 from tests.runs import tiny_config, write_corpus
@@ -21,7 +21,7 @@ exit {status}
 # Ranks that say that they have stopped.
 STOPS = """
 import os, pathlib, sys
-from megatron_gptx.launcher.command import decode
+from megatron_gptx.launcher.command_line import decode
 run_dir = pathlib.Path(decode(sys.argv[2]).output.run_dir)
 (run_dir / "logs" / ".stopped").write_text("stopped by a test")
 os._exit(75)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron_gptx.config.model import ModelConfig
-from megatron_gptx.model.layers import build_layers
+from megatron_gptx.model.layer_list import build_layers
 
 TINY = {
     "num_layers": 3,

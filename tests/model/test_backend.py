@@ -12,9 +12,9 @@ from megatron_gptx.config.model import AttentionConfig
 from megatron_gptx.model.attention import Attention
 from megatron_gptx.model.backend import choose_backend
 from megatron_gptx.model.embedding import Table
-from megatron_gptx.model.layers import build_layers
+from megatron_gptx.model.layer_list import build_layers
 from megatron_gptx.model.projection import Projection
-from megatron_gptx.ops import library
+from megatron_gptx.ops.kernels import library
 from tests.numerics import assert_as_accurate
 
 ROOT = Path(__file__).resolve().parents[2]

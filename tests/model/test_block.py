@@ -6,7 +6,7 @@ import torch
 from megatron_gptx.model.alibi import alibi_slopes
 from megatron_gptx.model.attention import Attention
 from megatron_gptx.model.block import Block, MacaronBlock
-from megatron_gptx.model.layers import build_layers
+from megatron_gptx.model.layer_list import build_layers
 from megatron_gptx.model.residual import make_residual
 
 CLASSES = pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from megatron_gptx.config.batch import IGNORE
-from megatron_gptx.model.execute import LayerRunner
+from megatron_gptx.model.layer_runner import LayerRunner
 from megatron_gptx.model.pipeline import pack, unpack
 
 # Three documents in each of two sequences of 10 tokens.

@@ -19,7 +19,7 @@ from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.model.attention import Attention
 from megatron_gptx.model.block import MacaronBlock
 from megatron_gptx.model.feedforward import SwiGLU
-from megatron_gptx.model.layers import build_layer
+from megatron_gptx.model.layer_list import build_layer
 from tests.numerics import assert_all_as_accurate
 
 Pair = tuple[list[Tensor], list[Tensor]]

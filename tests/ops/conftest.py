@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_gptx.ops import library
-from megatron_gptx.ops.fused_attention import fused_attention
+from megatron_gptx.ops.attention.cpu_kernels import fused_attention
+from megatron_gptx.ops.kernels import library
 from tests.ops.emulator.compile import compile_ops
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gptx.ops.build import COMPILER_FLAGS, SOURCES
+from megatron_gptx.ops.kernels.build import COMPILER_FLAGS, SOURCES
 
 CROSS, QEMU = "aarch64-linux-gnu-g++", "qemu-aarch64"
 PROGRAM = Path(__file__).parent / "arm" / "rows_program.cpp"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gptx.ops import cuda_build
-from megatron_gptx.ops.build import SOURCES
+from megatron_gptx.ops.kernels import nvcc
+from megatron_gptx.ops.kernels.build import SOURCES
 from tests.ops.nvrtc import find_nvrtc
 
 ARCHITECTURES = ("8.0", "9.0")
@@ -35,7 +35,7 @@ namespace gptx {
 @pytest.fixture(scope="module")
 def compiler() -> Path:
     """Return nvcc, or skip."""
-    found = cuda_build.find_compiler()
+    found = nvcc.find_compiler()
     if found is None:
         pytest.skip("no nvcc in CUDA_HOME, nor on the PATH")
     return found
@@ -58,8 +58,8 @@ def spilled_bytes(log: str) -> dict[tuple[str, str, tuple], int]:
 
 def test_nvcc_compiles_every_kernel_and_those_of_rows_up_to_2048_spill_nothing(compiler, tmp_path):
     source = SOURCES / "cuda" / "topk_softmax_launch.cu"
-    command = [str(compiler), *cuda_build.flags(ARCHITECTURES), "-Xptxas", "-v", "-c", str(source)]
-    spilled = spilled_bytes(cuda_build.run([*command, "-o", str(tmp_path / "kernels.o")]))
+    command = [str(compiler), *nvcc.flags(ARCHITECTURES), "-Xptxas", "-v", "-c", str(source)]
+    spilled = spilled_bytes(nvcc.run([*command, "-o", str(tmp_path / "kernels.o")]))
     assert set(spilled) == {
         (architecture.replace(".", ""), name, parameters)
         for architecture in ARCHITECTURES

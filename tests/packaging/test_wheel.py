@@ -113,12 +113,17 @@ def test_the_source_archive_holds_what_builds_and_explains_it(built):
     with tarfile.open(archive) as files:
         names = {name.partition("/")[2] for name in files.getnames()}
     assert {"setup.py", "LICENSE", "deepy.py", "train.py", "constraints.txt", "Makefile"} <= names
-    assert {"csrc/cpu/rows.cpp", "configs/1B.yml", "tools/plan.py", "docs/kernels.md"} <= names
+    assert {
+        "csrc/cpu/simd/key_order.cpp",
+        "configs/1B.yml",
+        "tools/plan.py",
+        "docs/kernels.md",
+    } <= names
 
 
 def test_the_package_comes_from_the_wheel_with_its_kernels(installed, place):
     code = (
-        "import megatron_gptx.ops.build as b; print(b.__file__, b.SOURCES, len(list(b.SOURCES.rglob"
+        "import megatron_gptx.ops.kernels.build as b; print(b.__file__, b.SOURCES, len(list(b.SOURCES.rglob"
         "('*.cpp'))))"
     )
     module, sources, count = succeed(installed / "python", "-c", code, folder=place).split()

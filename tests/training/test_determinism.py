@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_gptx.launcher.command import encode
+from megatron_gptx.launcher.command_line import encode
 from tests.runs import losses, start_ranks, tiny_config, train, train_rank
 
 LAYOUTS = {

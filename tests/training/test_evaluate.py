@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gptx.data.indexed_dataset import IndexedDataset
 from megatron_gptx.data.validation import SetLoss
+from megatron_gptx.dataset.indexed_dataset import IndexedDataset
 from megatron_gptx.inference.evaluate import as_json, as_text, evaluate
 from megatron_gptx.training.evaluate import metrics, report
 from tests.runs import tiny_config, train

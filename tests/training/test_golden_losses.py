@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_gptx.ops import library
+from megatron_gptx.ops.kernels import library
 from tests.runs import losses, tiny_config, train
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"

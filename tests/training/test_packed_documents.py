@@ -47,7 +47,7 @@ def batch_of_two_documents(*, separate: bool) -> list[MicroBatch]:
 def step(packed: str, folder: str, separate: bool) -> None:
     """Take one step and write the embedding before and after it."""
     from megatron_gptx.distributed.process import Process, run_worker
-    from megatron_gptx.launcher.command import decode
+    from megatron_gptx.launcher.command_line import decode
     from megatron_gptx.training.build import build_engine
 
     config = decode(packed)
@@ -65,7 +65,7 @@ def step(packed: str, folder: str, separate: bool) -> None:
 
 def moved_rows(folder: Path, separate: bool, options: dict[str, object]) -> Tensor:
     """Return which rows of the embedding a step moved, (v,) bool."""
-    from megatron_gptx.launcher.command import encode
+    from megatron_gptx.launcher.command_line import encode
 
     options = {
         "training__global_batch_size": 8,

@@ -1,6 +1,6 @@
 """Train one rank; started by `gptx train`."""
 
-from megatron_gptx.training.start import main
+from megatron_gptx.training.rank_main import main
 
 if __name__ == "__main__":
     main()

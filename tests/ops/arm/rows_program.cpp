@@ -4,7 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "cpu/rows.h"
+#include "cpu/simd/dispatch.h"
 
 namespace {
 

@@ -4,7 +4,7 @@
 #include "cuda_emulator.h"
 
 #include "../../../csrc/cuda/topk_softmax_launch.h"
-#include "../../../csrc/cuda/topk_softmax_sizes.cuh"
+#include "../../../csrc/cuda/topk_softmax_dispatch.cuh"
 
 namespace gptx {
 

@@ -3,7 +3,7 @@
 
 #include <torch/library.h>
 
-#include "../../../csrc/binding/checks.h"
+#include "../../../csrc/torch_ops/checks.h"
 #include "../../../csrc/cuda/topk_softmax_tensors.h"
 
 namespace gptx {

@@ -1,0 +1,1 @@
+"""Raw text to token files. No rank of a run imports it."""

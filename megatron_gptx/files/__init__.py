@@ -1,0 +1,1 @@
+"""Files: written aside, synced, renamed, and fingerprinted."""

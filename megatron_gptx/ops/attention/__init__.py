@@ -1,0 +1,1 @@
+"""Exact top-k attention: one front, and a path for each device."""

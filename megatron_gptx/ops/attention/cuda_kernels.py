@@ -1,0 +1,156 @@
+"""Top-k attention on a GPU: scores by a matrix product, and kernels for the keys that are kept.
+
+Of the values k rows per query are read, not t. Backward, k numbers per query are spread out once
+more, for three products.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from megatron_gptx.ops.attention.dropout import draw_seed, survival
+
+
+def composed_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    slopes: Tensor | None,
+    top_k: int,
+    prev_scores: Tensor | None,
+    row_start: Tensor | None,
+    dropout_p: float,
+    return_scores: bool,
+    reuse_scores: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Return what `attention` returns."""
+    seed = draw_seed() if dropout_p else 0
+    in_place = (
+        reuse_scores
+        and return_scores
+        and prev_scores is not None
+        and prev_scores.is_contiguous()
+        and prev_scores.dtype == torch.float32
+    )
+    options = slopes, top_k, row_start, dropout_p, seed, return_scores, in_place, reuse_scores
+    return _ComposedAttention.apply(q, k, v, prev_scores, *options)
+
+
+class _ComposedAttention(torch.autograd.Function):
+    """Top-k attention that keeps k numbers per query for the backward pass, not t."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        prev_scores: Tensor | None,
+        slopes: Tensor | None,
+        top_k: int,
+        row_start: Tensor | None,
+        dropout_p: float,
+        seed: int,
+        return_scores: bool,
+        in_place: bool,
+        reuse_grad: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        scale = q.shape[-1] ** -0.5
+        into = prev_scores if in_place else None
+        scores = _products(q, k, scale=scale, added_to=prev_scores, out=into)
+        kept, weights = torch.ops.gptx.topk_select_(scores, slopes, top_k, row_start, return_scores)
+        out = torch.ops.gptx.sum_of_kept(kept, weights, v, dropout_p, seed)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q, k, v, kept, weights, row_start)
+        ctx.options = dropout_p, seed, reuse_grad
+        if in_place:
+            ctx.mark_dirty(prev_scores)
+        return out, scores if return_scores else None
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_out: Tensor | None, grad_scores: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        q, k, v, kept, weights, row_start = ctx.saved_tensors
+        dropout_p, seed, reuse_grad = ctx.options
+        if grad_out is None:
+            grad_out = torch.zeros_like(v[..., : q.shape[-2], :])
+        grads = torch.ops.gptx.kept_gradients(grad_out, v, kept, weights, dropout_p, seed)
+        spread, keys = _scatter(kept, weights, k.shape[-2], dropout_p, seed, v.dtype)
+        grad_v = spread.transpose(-2, -1) @ grad_out
+
+        pairs = None
+        if grad_scores is None and not ctx.needs_input_grad[3]:
+            # Where the weights stood; everywhere else is 0 already.
+            spread = spread.scatter_(-1, keys, grads.to(spread.dtype)).to(q.dtype)
+        else:
+            del spread, keys
+            if grad_scores is None:
+                shape = *q.shape[:3], k.shape[-2]
+                pairs = torch.zeros(shape, dtype=torch.float32, device=q.device)
+            elif reuse_grad and grad_scores.is_contiguous():
+                pairs = grad_scores
+            else:
+                pairs = grad_scores.clone(memory_format=torch.contiguous_format)
+            torch.ops.gptx.add_kept_(pairs, kept, grads, row_start)
+            # Rounded as what comes of them will be: a GPU multiplies such numbers at full speed.
+            spread = pairs.to(q.dtype)
+        grad_prev = pairs if ctx.needs_input_grad[3] else None
+        scale = q.shape[-1] ** -0.5
+        grad_q = _products(spread, k.transpose(-2, -1), scale=scale)
+        grad_k = _products(spread.transpose(-2, -1), q.transpose(-2, -1), scale=scale)
+        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v, grad_prev, *[None] * 8
+
+
+def _products(
+    a: Tensor,
+    b: Tensor,
+    *,
+    scale: float,
+    added_to: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Return added_to + scale * a @ b^T, (b, h, m, n) float32, of (b, h, m, l) and (b, h, n, l).
+
+    `out` may be `added_to`, if contiguous; None for new memory.
+    """
+    if out is None:
+        out = a.new_empty(*a.shape[:3], b.shape[2], dtype=torch.float32)
+        if added_to is not None:
+            out.copy_(added_to)
+    rounds = a.is_cuda and a.dtype in (torch.bfloat16, torch.float16)
+    # A GPU multiplies such numbers as they are, and adds in float32; a CPU has to widen them.
+    options = {"out_dtype": torch.float32} if rounds else {}
+    if not rounds:
+        a, b = a.float(), b.float()
+    total = out.flatten(0, 1)
+    torch.baddbmm(
+        total,
+        a.flatten(0, 1),
+        b.flatten(0, 1).transpose(1, 2),
+        beta=0.0 if added_to is None else 1.0,
+        alpha=scale,
+        out=total,
+        **options,
+    )
+    return out
+
+
+def _scatter(
+    kept: Tensor, weights: Tensor, num_keys: int, dropout_p: float, seed: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return the (b, h, s, t) probabilities that kept keys stand for, and where those stand."""
+    s = kept.shape[2]
+    # A slot without a key writes its zero where the query sees nothing: to the last key, or to the
+    # first for the query that sees the last.
+    spare = torch.full((s, 1), num_keys - 1, device=kept.device)
+    spare[-1:] = 0
+    keys = torch.where(kept < 0, spare, kept.long())
+    if dropout_p:
+        weights = weights * survival(dropout_p, seed, keys, num_keys)
+    probs = torch.zeros(*kept.shape[:3], num_keys, dtype=dtype, device=kept.device)
+    return probs.scatter_(-1, keys, weights.to(dtype)), keys

@@ -1,0 +1,1 @@
+"""The compiled kernels: built, loaded, chosen."""
