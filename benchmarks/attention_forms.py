@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from x_transformers.attend import Attend
 
-from megatron_gptx.files.synced import write_aside
-from megatron_gptx.model.alibi import alibi_slopes
+from megatron_gptx.files.write import write_aside
+from megatron_gptx.model.attention import alibi_slopes
 from megatron_gptx.ops.attention.dispatch import attention
 
 TOP_K = 8

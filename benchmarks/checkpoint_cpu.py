@@ -30,7 +30,7 @@ from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.data.loader import MicroBatch
 from megatron_gptx.distributed.process import Process, run_worker
-from megatron_gptx.files.synced import write_aside
+from megatron_gptx.files.write import write_aside
 from megatron_gptx.launcher.command_line import free_port
 
 WARMUP_STEPS = 5

@@ -30,7 +30,7 @@ import numpy as np
 import psutil
 import tokenizers
 
-from megatron_gptx.files.synced import write_aside
+from megatron_gptx.files.write import write_aside
 from megatron_gptx.tokenizer.train import train_byte_level_bpe
 
 ROOT = Path(__file__).resolve().parents[1]

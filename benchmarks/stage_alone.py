@@ -11,10 +11,10 @@ from megatron_gptx.config.schema import Config
 from megatron_gptx.costs.memory import boundary_bytes
 from megatron_gptx.costs.plan import StagePlan
 from megatron_gptx.distributed.process import Process
+from megatron_gptx.model.backend import DTYPES
 from megatron_gptx.model.layer_list import build_layer
 from megatron_gptx.model.layer_runner import LayerRunner
 from megatron_gptx.model.pipeline import pack, unpack
-from megatron_gptx.model.precision import DTYPES
 from megatron_gptx.training.build import initialize
 from megatron_gptx.training.engine import StepResult, set_learning_rate
 

@@ -39,7 +39,7 @@ from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.ops import Backend, OpsConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.distributed.process import Process
-from megatron_gptx.files.synced import write_aside
+from megatron_gptx.files.write import write_aside
 from megatron_gptx.ops.attention.dispatch import attention_reference
 from megatron_gptx.ops.kernels import library
 

@@ -38,8 +38,8 @@ from megatron_gptx.config.ops import OpsConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.costs.plan import NOTES, StagePlan, make_plan
 from megatron_gptx.distributed.process import Process
-from megatron_gptx.files.synced import write_aside
-from megatron_gptx.model.precision import DTYPES
+from megatron_gptx.files.write import write_aside
+from megatron_gptx.model.backend import DTYPES
 
 GIB = 2**30
 STAGE_GIB = 16

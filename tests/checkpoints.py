@@ -8,19 +8,12 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from megatron_gptx.checkpoint.names import (
-    FORMAT,
-    Checkpoint,
-    CheckpointError,
-    all_names,
-    damage,
-    newest,
-    read,
-    seal,
-    step_name,
-)
+from megatron_gptx.checkpoint.integrity import all_names, damage
+from megatron_gptx.checkpoint.latest import newest
+from megatron_gptx.checkpoint.manifest import FORMAT, Checkpoint, CheckpointError, read, seal
+from megatron_gptx.checkpoint.names import step_name
 from megatron_gptx.config.schema import Config
-from megatron_gptx.files.synced import file_sha256
+from megatron_gptx.files.checksums import file_sha256
 
 WEIGHTS_FILE = "weights/layer-002.safetensors"
 OPTIMIZER_FILE = "optimizer/layer-002.rank-0000.safetensors"

@@ -20,7 +20,7 @@ import pytest
 
 from megatron_gptx.config.schema import Config
 from megatron_gptx.corpus.worker_pool import shorten_socket_names
-from megatron_gptx.dataset.indexed_dataset import IndexedDatasetWriter
+from megatron_gptx.dataset.writer import IndexedDatasetWriter
 from megatron_gptx.launcher.command_line import encode, free_port
 
 VOCAB_SIZE = 64

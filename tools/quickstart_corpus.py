@@ -12,7 +12,7 @@ import sysconfig
 from pathlib import Path
 
 from megatron_gptx.config.errors import describe
-from megatron_gptx.files.synced import write_aside
+from megatron_gptx.files.write import write_aside
 
 _EVERY = 20
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
-from megatron_gptx.checkpoint.names import Checkpoint, CheckpointError
+from megatron_gptx.checkpoint.manifest import Checkpoint, CheckpointError
 from megatron_gptx.config.messages import describe_error, dotted, show
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.options import walk_options

@@ -4,17 +4,9 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from megatron_gptx.checkpoint.names import (
-    MANIFEST,
-    Checkpoint,
-    CheckpointError,
-    checkpoint_folder,
-    checkpoints,
-    named_newest,
-    newest,
-    read,
-    step_of,
-)
+from megatron_gptx.checkpoint.latest import named_newest, newest
+from megatron_gptx.checkpoint.manifest import Checkpoint, CheckpointError, read
+from megatron_gptx.checkpoint.names import MANIFEST, checkpoint_folder, checkpoints, step_of
 
 # Digits; Python itself refuses to read numbers of thousands.
 _LONGEST_STEP = 100

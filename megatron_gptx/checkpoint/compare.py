@@ -7,15 +7,9 @@ from typing import NamedTuple
 from safetensors import SafetensorError
 from torch import Tensor
 
-from megatron_gptx.checkpoint.names import (
-    WEIGHTS,
-    Checkpoint,
-    CheckpointError,
-    all_names,
-    damage,
-    still_there,
-    weights_name,
-)
+from megatron_gptx.checkpoint.integrity import all_names, damage
+from megatron_gptx.checkpoint.manifest import Checkpoint, CheckpointError, still_there
+from megatron_gptx.checkpoint.names import WEIGHTS, weights_name
 from megatron_gptx.checkpoint.optimizer_state import MASTER, MOMENTS
 from megatron_gptx.checkpoint.safetensors_files import SavedLayer
 

@@ -18,21 +18,17 @@ from megatron_gptx.checkpoint.changes import (
     mixed_experiments,
 )
 from megatron_gptx.checkpoint.choice import at_step, candidates, named
-from megatron_gptx.checkpoint.names import (
+from megatron_gptx.checkpoint.integrity import all_names, damage
+from megatron_gptx.checkpoint.latest import newest, newest_sound, point_to
+from megatron_gptx.checkpoint.manifest import (
     Checkpoint,
     CheckpointError,
     VanishedError,
-    all_names,
-    checkpoint_folder,
-    damage,
-    newest,
-    newest_sound,
-    point_to,
     printable,
     read,
     still_there,
-    weights_name,
 )
+from megatron_gptx.checkpoint.names import checkpoint_folder, weights_name
 from megatron_gptx.checkpoint.optimizer_state import (
     MASTER,
     MOMENTS,

@@ -4,18 +4,16 @@ import contextlib
 import shutil
 from pathlib import Path
 
+from megatron_gptx.checkpoint.manifest import CheckpointError, read
 from megatron_gptx.checkpoint.names import (
     LATEST,
-    PARTIAL,
-    CheckpointError,
-    aside_of,
     checkpoints,
-    read,
     replaced_ones,
     step_name,
     step_of,
 )
 from megatron_gptx.config.training import CheckpointConfig
+from megatron_gptx.files.write import PARTIAL, aside_of
 
 
 def superfluous(folder: Path, *, newest: Path, options: CheckpointConfig) -> list[Path]:

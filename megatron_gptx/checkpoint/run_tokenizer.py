@@ -11,12 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_gptx.checkpoint.names import aside_of, printable, write_synced
+from megatron_gptx.checkpoint.manifest import printable
 from megatron_gptx.config.data import DataConfig
 from megatron_gptx.config.errors import UserError, why
 from megatron_gptx.dataset.indexed_dataset import IndexedDataset
 from megatron_gptx.dataset.manifest import matching_manifest
-from megatron_gptx.files.synced import file_sha256, sync_path
+from megatron_gptx.files.checksums import file_sha256
+from megatron_gptx.files.write import aside_of, sync_path, write_synced
 from megatron_gptx.tokenizer.base import Tokenizer
 from megatron_gptx.tokenizer.build import BYTES, load_tokenizer
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from megatron_gptx.checkpoint.names import OPTIMIZER, weights_name
 from megatron_gptx.checkpoint.optimizer_state import MASTER
 from megatron_gptx.distributed.fault_injection import fault_point
-from megatron_gptx.files.synced import sync_path
+from megatron_gptx.files.write import sync_path
 
 THREADS = 8  # of each rank: for checksums, and to wait for the disk
 

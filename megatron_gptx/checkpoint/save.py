@@ -16,25 +16,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_gptx.checkpoint.manifest import describe_run
+from megatron_gptx.checkpoint.latest import lock
+from megatron_gptx.checkpoint.manifest import FORMAT, CheckpointError, seal
 from megatron_gptx.checkpoint.names import (
-    FORMAT,
     LATEST,
     MANIFEST,
     NONE,
-    PARTIAL,
     SEAL,
-    CheckpointError,
-    aside_of,
     checkpoint_folder,
     checkpoints,
-    lock,
     optimizer_name,
     replaced,
-    seal,
     step_name,
     weights_name,
-    write_synced,
 )
 from megatron_gptx.checkpoint.optimizer_state import (
     MASTER,
@@ -43,12 +37,13 @@ from megatron_gptx.checkpoint.optimizer_state import (
     named_parameters,
 )
 from megatron_gptx.checkpoint.prune import delete, delete_oldest, prune, tidy
+from megatron_gptx.checkpoint.run_description import describe_run
 from megatron_gptx.checkpoint.safetensors_files import Part, Snapshot, Written, written
 from megatron_gptx.checkpoint.upload import Upload
 from megatron_gptx.config.schema import Config
 from megatron_gptx.distributed.fault_injection import fault_point
 from megatron_gptx.distributed.watchdog import WRITER
-from megatron_gptx.files.synced import sync_path
+from megatron_gptx.files.write import PARTIAL, aside_of, sync_path, write_synced
 
 # What a checkpoint may need on disk besides its tensors.
 MARGIN_BYTES = 2**20

@@ -7,7 +7,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 
-from megatron_gptx.checkpoint.names import LATEST, MANIFEST, SEAL, CheckpointError, read
+from megatron_gptx.checkpoint.manifest import CheckpointError, read
+from megatron_gptx.checkpoint.names import LATEST, MANIFEST, SEAL
 
 
 class Upload:

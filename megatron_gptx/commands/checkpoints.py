@@ -19,22 +19,16 @@ from typing import Any
 from megatron_gptx.checkpoint.changes import changed_values
 from megatron_gptx.checkpoint.choice import is_checkpoint, named
 from megatron_gptx.checkpoint.compare import differences
-from megatron_gptx.checkpoint.names import (
-    LATEST,
-    MANIFEST,
+from megatron_gptx.checkpoint.integrity import all_names, damage, misfit
+from megatron_gptx.checkpoint.latest import newest
+from megatron_gptx.checkpoint.manifest import (
     Checkpoint,
     CheckpointError,
     VanishedError,
-    all_names,
-    checkpoint_folder,
-    checkpoints,
-    damage,
-    misfit,
-    newest,
     printable,
     read,
-    step_of,
 )
+from megatron_gptx.checkpoint.names import LATEST, MANIFEST, checkpoint_folder, checkpoints, step_of
 from megatron_gptx.config.errors import UserError
 
 BEST = "best"

@@ -19,7 +19,7 @@ from megatron_gptx.config.yaml_writer import dump_values
 from megatron_gptx.convert.settings import read_neox
 from megatron_gptx.convert.shell import read_megatron
 from megatron_gptx.convert.translate import Dialect, Translation, nested, translate
-from megatron_gptx.files.synced import write_aside
+from megatron_gptx.files.write import write_synced
 from megatron_gptx.tokenizer.build import load_tokenizer
 
 YAML = {".yml", ".yaml", ".json"}
@@ -62,7 +62,7 @@ def convert(options: argparse.Namespace) -> int:
         raise UserError(f"--output {options.output} exists; name another file, or remove it")
     else:
         try:
-            write_aside(options.output, text)
+            write_synced(options.output, text)
         except OSError as error:
             message = f"--output {options.output} cannot be written: {why(error)}"
             raise UserError(message) from None

@@ -9,13 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_gptx.checkpoint.names import (
-    CheckpointError,
-    checkpoint_folder,
-    checkpoints,
-    lock,
-    newest,
-)
+from megatron_gptx.checkpoint.latest import lock, newest
+from megatron_gptx.checkpoint.manifest import CheckpointError
+from megatron_gptx.checkpoint.names import checkpoint_folder, checkpoints
 from megatron_gptx.checkpoint.prune import delete, superfluous
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.training import CheckpointConfig

@@ -20,7 +20,8 @@ from megatron_gptx.corpus.preprocess import describe_inputs
 from megatron_gptx.corpus.read_texts import Account, Reading, read_unit
 from megatron_gptx.corpus.sources import InputFile, divide, find_files
 from megatron_gptx.dataset.manifest import read_manifest, write_manifest
-from megatron_gptx.files.synced import file_sha256, write_aside
+from megatron_gptx.files.checksums import file_sha256
+from megatron_gptx.files.write import write_synced
 from megatron_gptx.tokenizer.build import load_tokenizer
 from megatron_gptx.tokenizer.train import train_byte_level_bpe, train_unigram, train_wordpiece
 
@@ -82,7 +83,7 @@ def _train(args: argparse.Namespace, files: list[InputFile], made_from: dict[str
     if not account.text_bytes:
         raise UserError(f"no text in {len(files)} file(s): {account.reasons.total()} rejected")
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(output, content)
+    write_synced(output, content)
     write_manifest(manifest_path, {**made_from, "sha256": file_sha256(output)})
     for entry in account.rejected:
         print(f"skipped {entry.path}: {entry.reason}", file=sys.stderr)

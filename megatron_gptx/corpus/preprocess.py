@@ -25,11 +25,10 @@ from megatron_gptx.corpus.read_texts import Account, read_unit
 from megatron_gptx.corpus.resume_state import State, Summary, read_state, write_state
 from megatron_gptx.corpus.sources import UNIT_BYTES, divide
 from megatron_gptx.corpus.worker_pool import WorkerPool
-from megatron_gptx.dataset.indexed_dataset import IndexedDatasetWriter
 from megatron_gptx.dataset.manifest import FORMAT, manifest_path, read_manifest, write_manifest
-from megatron_gptx.dataset.merge_and_split import folder_of
 from megatron_gptx.dataset.mmididx import bin_path, idx_path, token_dtype
-from megatron_gptx.files.synced import checksums
+from megatron_gptx.dataset.writer import IndexedDatasetWriter, folder_of
+from megatron_gptx.files.checksums import checksums
 from megatron_gptx.tokenizer.base import Tokenizer, marker_ids
 from megatron_gptx.tokenizer.engine import (
     EngineMismatchError,

@@ -8,8 +8,8 @@ from typing import Any
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.corpus.encode import Part
 from megatron_gptx.corpus.read_texts import Rejected
-from megatron_gptx.dataset.indexed_dataset import Extent
 from megatron_gptx.dataset.manifest import read_manifest, write_manifest
+from megatron_gptx.dataset.writer import Extent
 
 _EXAMPLES = 100  # rejected lines named in the manifest
 

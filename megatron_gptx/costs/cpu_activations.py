@@ -18,7 +18,7 @@ from megatron_gptx.costs.memory import (
     in_flight,
 )
 
-# Logits that the fused loss makes at once: ops/fused_linear_cross_entropy.py, BLOCK.
+# Logits that the fused loss makes at once: ops/linear_cross_entropy.py, BLOCK.
 LOGITS_AT_ONCE = 512 * 1024
 
 # Bytes for each weight that may drop while plain PyTorch draws: seven int64 (ops/dropout.py).

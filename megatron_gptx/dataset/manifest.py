@@ -13,7 +13,7 @@ from typing import Any
 from megatron_gptx.config.errors import UserError, why
 from megatron_gptx.dataset.indexed_dataset import IndexedDataset
 from megatron_gptx.dataset.mmididx import PathLike
-from megatron_gptx.files.synced import write_aside
+from megatron_gptx.files.write import write_synced
 
 FORMAT = 3  # from which on a manifest has a checksum of its own
 
@@ -65,7 +65,7 @@ def write_manifest(path: Path, content: dict[str, Any]) -> None:
     text = text.encode("utf-8", "backslashreplace").decode()
     at = text.rindex(_BLANK)
     checksum = hashlib.sha256(text.encode()).hexdigest()
-    write_aside(path, text[:at] + checksum + text[at + len(_BLANK) :])
+    write_synced(path, text[:at] + checksum + text[at + len(_BLANK) :])
 
 
 def absent_manifest(prefix: PathLike) -> str | None:

@@ -1,9 +1,6 @@
 """Datasets joined to one, and one divided into several; no token passes through a tokenizer."""
 
-import fcntl
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +9,17 @@ import numpy as np
 
 from megatron_gptx import __version__
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.dataset.indexed_dataset import IndexedDataset, IndexedDatasetWriter
+from megatron_gptx.dataset.indexed_dataset import IndexedDataset
 from megatron_gptx.dataset.manifest import (
     FORMAT,
     forbidden_ids,
-    manifest_path,
     matching_manifest,
     write_manifest,
 )
 from megatron_gptx.dataset.mmididx import bin_path, idx_path
 from megatron_gptx.dataset.statistics import id_range
-from megatron_gptx.files.synced import checksums
+from megatron_gptx.dataset.writer import IndexedDatasetWriter, folder_of
+from megatron_gptx.files.checksums import checksums
 
 _DOCUMENTS = 1 << 18  # looked at together: bounds memory
 _TOKENS = 1 << 22
@@ -90,35 +87,6 @@ def write_pieces(
             writer.abort()
             raise
     return IndexedDataset(output)
-
-
-@contextmanager
-def folder_of(prefix: Path) -> Iterator[Path]:
-    """Hold a dataset's PREFIX.d against other runs; it is removed afterwards if nothing is in it.
-
-    Raises:
-        UserError: the prefix has no name, or another run holds it.
-    """
-    if prefix.name in ("", ".."):
-        raise UserError(f"the output prefix '{prefix}' names no file: give it a name, data/train")
-    folder = manifest_path(prefix).parent
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(handle)
-            raise UserError(f"{folder}: another run is writing this dataset") from error
-        if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
-            break
-        os.close(handle)  # of a folder that another run removed as it ended
-    try:
-        yield folder
-    finally:
-        with suppress(OSError):  # not empty, which is the usual case
-            folder.rmdir()
-        os.close(handle)
 
 
 def _copy(piece: Piece, writer: IndexedDatasetWriter) -> None:

@@ -17,7 +17,7 @@ from megatron_gptx.dataset.manifest import (
 )
 from megatron_gptx.dataset.mmididx import bin_path, idx_path
 from megatron_gptx.dataset.statistics import id_range
-from megatron_gptx.files.synced import CHECKSUM_BLOCK, checksums
+from megatron_gptx.files.checksums import CHECKSUM_BLOCK, checksums
 
 # Where no manifest tells the largest id: evenly spaced blocks, 4 M tokens in all.
 _BLOCKS = 64

@@ -27,14 +27,14 @@ from megatron_gptx.distributed.exit_status import (
 )
 from megatron_gptx.distributed.interface import choose_interface
 from megatron_gptx.distributed.lifetime import end_with_parent
-from megatron_gptx.distributed.log import (
+from megatron_gptx.distributed.log import redirect_output
+from megatron_gptx.distributed.ownership import hold_until_the_end
+from megatron_gptx.distributed.run_files import (
     finished_marker,
     first_to_fail,
     leave_marker,
-    redirect_output,
     stopped_marker,
 )
-from megatron_gptx.distributed.ownership import hold_until_the_end
 from megatron_gptx.distributed.watchdog import START_SECONDS, Watchdog
 
 # How long a rank that lost a peer waits for the launcher, which ends every rank once it has seen

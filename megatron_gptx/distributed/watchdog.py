@@ -18,7 +18,8 @@ from types import FrameType
 from typing import NamedTuple, TextIO
 
 from megatron_gptx.distributed.exit_status import HUNG
-from megatron_gptx.distributed.log import first_to_fail
+from megatron_gptx.distributed.run_files import first_to_fail
+from megatron_gptx.files.write import write_aside
 
 # Kernels may be built, and weights initialised, before the first step.
 START_SECONDS = 1800
@@ -131,10 +132,8 @@ class Watchdog:
         place = self._whereabouts()
         beat = Beat(number, self._phase, self._step, *place, host=socket.gethostname())
         path = heartbeat_file(self.logs, self.rank)
-        aside = path.with_name(path.name + ".partial")
         with suppress(OSError):  # a full disk is no reason to stop watching
-            aside.write_text(json.dumps(beat))
-            aside.replace(path)
+            write_aside(path, json.dumps(beat))
 
     def _whereabouts(self) -> tuple[str | None, str]:
         """Return where this rank is; where it waits for its writer, that is where the writer is."""

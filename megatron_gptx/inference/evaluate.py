@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from megatron_gptx.checkpoint.names import Checkpoint, CheckpointError
+from megatron_gptx.checkpoint.manifest import Checkpoint, CheckpointError
 from megatron_gptx.config.batch import IGNORE, Batch, derive_batch
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.schema import Config

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_gptx.checkpoint.names import Checkpoint
+from megatron_gptx.checkpoint.manifest import Checkpoint
 from megatron_gptx.checkpoint.run_tokenizer import (
     RunTokenizer,
     open_run_tokenizer,

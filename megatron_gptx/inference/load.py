@@ -6,11 +6,11 @@ import torch
 
 from megatron_gptx.checkpoint.changes import check_model
 from megatron_gptx.checkpoint.choice import choose_checkpoint
+from megatron_gptx.checkpoint.latest import named_newest
 from megatron_gptx.checkpoint.load import load_layers
-from megatron_gptx.checkpoint.names import Checkpoint, VanishedError, named_newest
+from megatron_gptx.checkpoint.manifest import Checkpoint, VanishedError
 from megatron_gptx.config.schema import Config
-from megatron_gptx.model.backend import choose_backend
-from megatron_gptx.model.precision import DTYPES
+from megatron_gptx.model.backend import DTYPES, choose_backend
 from megatron_gptx.model.sequential import GPTXSequential
 
 

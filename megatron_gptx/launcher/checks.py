@@ -19,7 +19,8 @@ from megatron_gptx.checkpoint.changes import (
     saved_model,
 )
 from megatron_gptx.checkpoint.choice import at_step, choose_checkpoint, named, newest_readable
-from megatron_gptx.checkpoint.names import Checkpoint, CheckpointError, newest
+from megatron_gptx.checkpoint.latest import newest
+from megatron_gptx.checkpoint.manifest import Checkpoint, CheckpointError
 from megatron_gptx.config.errors import UserError, why
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.schema import Config

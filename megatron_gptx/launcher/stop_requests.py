@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from megatron_gptx.distributed.log import AT_ONCE, TIME_LIMIT, leave_marker, stop_request
+from megatron_gptx.distributed.run_files import AT_ONCE, TIME_LIMIT, leave_marker, stop_request
+from megatron_gptx.files.write import aside_of
 
 # The alarm is the time limit's.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGALRM)
@@ -72,7 +73,7 @@ class StopRequests:
 
     def _write(self, run_dir: Path) -> None:
         request = stop_request(run_dir)
-        aside = request.with_name(request.name + ".partial")
+        aside = aside_of(request)
         # On a full disk it has no words, which asks for the end as well.
         leave_marker(aside, AT_ONCE if self.at_once else self.reasons[0])
         aside.replace(request)

@@ -18,14 +18,14 @@ from megatron_gptx.distributed.exit_status import (
     MISTAKE,
     STOPPED,
 )
-from megatron_gptx.distributed.log import (
+from megatron_gptx.distributed.ownership import let_ranks_in, take_over
+from megatron_gptx.distributed.run_files import (
     failure_marker,
     finished_marker,
     first_failure,
     fresh_marker,
     stopped_marker,
 )
-from megatron_gptx.distributed.ownership import let_ranks_in, take_over
 from megatron_gptx.launcher.command_line import environment, launch_command
 from megatron_gptx.launcher.devices import Placement, describe, hostfile_slots
 from megatron_gptx.launcher.hosts import hosts_environment

@@ -15,6 +15,8 @@ from megatron_gptx.ops import linear
 from megatron_gptx.ops.attention import dispatch
 from megatron_gptx.ops.kernels import library
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def choose_backend(
     model: nn.Module,

@@ -5,7 +5,7 @@ from torch.nn import functional
 
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.model.projection import Projection, StreamProjection
-from megatron_gptx.ops.fused_linear import Activation
+from megatron_gptx.ops.linear import Activation
 
 
 class FeedForward(nn.Module):

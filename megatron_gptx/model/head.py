@@ -1,15 +1,21 @@
-"""Activations to logits, or to the loss.
+"""The end of the model: the final norm, and activations to logits or to the loss.
 
 With a target a head returns the loss, for which the logits of all positions need not exist at once.
 """
 
 from torch import Tensor, nn
 
+from megatron_gptx.config.batch import IGNORE
 from megatron_gptx.config.model import ModelConfig
+from megatron_gptx.config.ops import Backend
 from megatron_gptx.model.embedding import Table
-from megatron_gptx.model.loss import Target, token_loss
 from megatron_gptx.model.projection import Projection
+from megatron_gptx.ops.layer_norm import LayerNorm
 from megatron_gptx.ops.linear import linear
+from megatron_gptx.ops.linear_cross_entropy import linear_cross_entropy
+
+# Labels, (b, s) int64, of which those equal to IGNORE do not count; and how many count in the step.
+Target = tuple[Tensor, Tensor]
 
 
 class Head(Projection):
@@ -59,3 +65,38 @@ def project(
     if target is not None:
         return token_loss(x, table.weight, target, backend=table.backend), None
     return linear(x, table.weight, backend=table.backend), None
+
+
+def token_loss(x: Tensor, weight: Tensor, target: Target, *, backend: Backend) -> Tensor:
+    """Return these tokens' share of the mean loss, in nats per token.
+
+    Divided by the tokens of the whole step instead of these alone, the shares of micro-batches and
+    replicas add up to a mean in which every token weighs the same.
+
+    Args:
+        x: (b, s, m), what the head projects.
+        weight: (v, m), the head's.
+        target: what is to be predicted; the number is 0-d.
+        backend: how to compute it.
+
+    Returns:
+        0-d, at least float32.
+    """
+    labels, num_tokens = target
+    total = linear_cross_entropy(
+        x.flatten(0, 1), weight, labels.flatten(), ignored=IGNORE, backend=backend
+    )
+    return total / num_tokens
+
+
+class FinalNorm(LayerNorm):
+    """LayerNorm as a layer of its own."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.hidden_size)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, carry: Tensor | None, row_start: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        """Map (b, s, m) to normalised (b, s, m); the carry ends here."""
+        return super().forward(x), None

@@ -16,9 +16,8 @@ from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.distributed.seeds import derive_seed
 from megatron_gptx.model.block import Block, MacaronBlock
 from megatron_gptx.model.embedding import Embedding
-from megatron_gptx.model.head import Head, TiedHead
+from megatron_gptx.model.head import FinalNorm, Head, TiedHead
 from megatron_gptx.model.initialize import initialize
-from megatron_gptx.model.norm import FinalNorm
 
 # The parameter that layers of one tied_key share, under this name in each of them.
 TIED_PARAMETER = "tokens.weight"

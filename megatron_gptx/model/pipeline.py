@@ -12,10 +12,9 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from megatron_gptx.config.model import ModelConfig
-from megatron_gptx.model.head import TiedHead, project
+from megatron_gptx.model.head import Target, TiedHead, project
 from megatron_gptx.model.layer_list import TIED_PARAMETER, build_layer, layer_list
 from megatron_gptx.model.layer_runner import LayerRunner
-from megatron_gptx.model.loss import Target
 
 
 class _Spec(LayerSpec):

@@ -3,8 +3,7 @@
 from torch import Tensor, nn
 
 from megatron_gptx.config.ops import Backend
-from megatron_gptx.ops.fused_linear import Activation
-from megatron_gptx.ops.linear import linear
+from megatron_gptx.ops.linear import Activation, linear
 
 
 class Projection(nn.Linear):

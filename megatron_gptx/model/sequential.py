@@ -5,10 +5,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from megatron_gptx.config.model import ModelConfig
-from megatron_gptx.model.head import TiedHead
+from megatron_gptx.model.head import Target, TiedHead
 from megatron_gptx.model.layer_list import build_layers
 from megatron_gptx.model.layer_runner import LayerRunner
-from megatron_gptx.model.loss import Target
 
 
 class GPTXSequential(nn.Module):

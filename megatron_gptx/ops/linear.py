@@ -1,12 +1,15 @@
 """Products with a weight matrix, with what follows them in one reading of the result."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from megatron_gptx.config.ops import Backend
-from megatron_gptx.ops.fused_linear import Activation
 from megatron_gptx.ops.kernels.choice import runs_fused
+
+Activation = Literal["gelu"] | None
 
 
 def linear(
@@ -64,3 +67,31 @@ def linear_reference(
     """The definition of `linear`, in plain PyTorch."""
     y = functional.linear(x, weight, bias)
     return functional.gelu(y) if activation == "gelu" else y
+
+
+def register() -> None:
+    """Tell PyTorch; once, after the library that defines the ops has been loaded."""
+    torch.library.register_fake("gptx::product", _product_shapes)
+    torch.library.register_fake("gptx::bias_gelu_", _bias_gelu_shapes)
+    torch.library.register_fake("gptx::gelu_backward", _gelu_backward_shapes)
+    torch.library.register_fake("gptx::add_weight_gradient_", _add_weight_gradient_shapes)
+
+
+def _product_shapes(
+    x: Tensor, weight: Tensor, bias: Tensor | None, variant: str = "best"
+) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def _bias_gelu_shapes(x: Tensor, bias: Tensor | None, variant: str = "best") -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _gelu_backward_shapes(grad: Tensor, x: Tensor, variant: str = "best") -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _add_weight_gradient_shapes(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, variant: str = "best"
+) -> None:
+    return None

@@ -12,9 +12,8 @@ from megatron_gptx.config.schema import Config
 from megatron_gptx.costs.memory import effective_zero_stage
 from megatron_gptx.costs.stages import boundaries
 from megatron_gptx.distributed.process import Process
-from megatron_gptx.model.backend import choose_backend
+from megatron_gptx.model.backend import DTYPES, choose_backend
 from megatron_gptx.model.pipeline import GPTXPipeline
-from megatron_gptx.model.precision import DTYPES
 from megatron_gptx.model.sequential import GPTXSequential
 from megatron_gptx.ops.layer_norm import layer_norm_note
 from megatron_gptx.training.deepspeed_config import deepspeed_config, zero_stage_note

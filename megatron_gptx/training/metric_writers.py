@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from megatron_gptx.checkpoint.names import write_synced
 from megatron_gptx.config.schema import Config
+from megatron_gptx.files.write import write_synced
 
 Row = Mapping[str, float | int]
 

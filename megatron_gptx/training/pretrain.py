@@ -8,14 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_gptx.checkpoint.changes import same_evaluation
+from megatron_gptx.checkpoint.latest import newest
 from megatron_gptx.checkpoint.load import go_back, initialize, resume
-from megatron_gptx.checkpoint.names import (
-    Checkpoint,
-    CheckpointError,
-    newest,
-    step_name,
-    write_synced,
-)
+from megatron_gptx.checkpoint.manifest import Checkpoint, CheckpointError
+from megatron_gptx.checkpoint.names import step_name
 from megatron_gptx.checkpoint.run_tokenizer import keep_tokenizer
 from megatron_gptx.checkpoint.save import Saver
 from megatron_gptx.config.errors import UserError, why
@@ -28,9 +24,9 @@ from megatron_gptx.data.loader import MicroBatch, StepLoader
 from megatron_gptx.data.validation import over_all
 from megatron_gptx.distributed.exit_status import StoppedError
 from megatron_gptx.distributed.fault_injection import fault_point
-from megatron_gptx.distributed.log import fresh_marker
 from megatron_gptx.distributed.process import Process
-from megatron_gptx.files.synced import write_aside
+from megatron_gptx.distributed.run_files import fresh_marker
+from megatron_gptx.files.write import write_synced
 from megatron_gptx.training.bad_steps import Guard
 from megatron_gptx.training.build import build_engine
 from megatron_gptx.training.determinism import repeatable
@@ -144,7 +140,7 @@ class Pretraining:
     def _write_config(self) -> None:
         path = Path(self.config.output.run_dir) / "config.yml"
         try:
-            write_aside(path, dump(self.config))
+            write_synced(path, dump(self.config))
         except OSError as error:  # a full disk; every checkpoint holds the configuration too
             self.say(f"not written: {path}: {why(error)}")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megatron_gptx.distributed.exit_status import FAILED
 from megatron_gptx.distributed.lifetime import end_with_parent
-from megatron_gptx.distributed.log import first_to_fail
+from megatron_gptx.distributed.run_files import first_to_fail
 from megatron_gptx.launcher.command_line import decode
 from megatron_gptx.training.stop_signals import Stop
 

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from megatron_gptx.distributed.exit_status import FAILED, INTERRUPTED, STOPPED
-from megatron_gptx.distributed.log import (
+from megatron_gptx.distributed.run_files import (
     AT_ONCE,
     TIME_LIMIT,
     failure_marker,

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_gptx.checkpoint.changes import changed_options, check_model
+from megatron_gptx.checkpoint.latest import newest
 from megatron_gptx.checkpoint.load import load_layers
-from megatron_gptx.checkpoint.names import Checkpoint, CheckpointError, newest
+from megatron_gptx.checkpoint.manifest import Checkpoint, CheckpointError
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.model.sequential import GPTXSequential
 from tests.runs import losses, tiny_config, train

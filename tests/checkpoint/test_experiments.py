@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from megatron_gptx.checkpoint.changes import changed_options, mixed_experiments, same_evaluation
-from megatron_gptx.checkpoint.names import Checkpoint, CheckpointError
+from megatron_gptx.checkpoint.manifest import Checkpoint, CheckpointError
 from megatron_gptx.config.schema import Config
 from megatron_gptx.data.fingerprint import fingerprints
-from megatron_gptx.dataset.indexed_dataset import IndexedDatasetWriter
+from megatron_gptx.dataset.writer import IndexedDatasetWriter
 from tests.runs import start, tiny_config, train, write_corpus
 
 INFILL = {"data__fill_in_the_middle__rate": 0.5, "data__tokenizer": "bytes"}

@@ -10,14 +10,9 @@ from typing import Any
 import pytest
 
 from megatron_gptx.checkpoint.changes import changed_options, check_model
-from megatron_gptx.checkpoint.names import (
-    LARGEST_MANIFEST,
-    Checkpoint,
-    CheckpointError,
-    lock,
-    read,
-    write_synced,
-)
+from megatron_gptx.checkpoint.latest import lock
+from megatron_gptx.checkpoint.manifest import LARGEST_MANIFEST, Checkpoint, CheckpointError, read
+from megatron_gptx.files.write import write_synced
 from tests.checkpoints import (
     OPTIMIZER_FILE,
     WEIGHTS_FILE,

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from megatron_gptx.checkpoint.load import load_layers
-from megatron_gptx.checkpoint.names import Checkpoint, CheckpointError, read
+from megatron_gptx.checkpoint.manifest import Checkpoint, CheckpointError, read
 from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.launcher.command_line import encode
 from megatron_gptx.model.sequential import GPTXSequential

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from megatron_gptx.checkpoint.names import Checkpoint, newest
+from megatron_gptx.checkpoint.latest import newest
+from megatron_gptx.checkpoint.manifest import Checkpoint
 from megatron_gptx.checkpoint.optimizer_state import MASTER, MOMENTS
 from megatron_gptx.checkpoint.safetensors_files import SavedLayer
 from megatron_gptx.config.schema import Config

@@ -14,14 +14,10 @@ from safetensors.torch import load_file
 
 from megatron_gptx.checkpoint.changes import changed_options, check_model
 from megatron_gptx.checkpoint.choice import candidates
+from megatron_gptx.checkpoint.latest import newest
 from megatron_gptx.checkpoint.load import load_layers
-from megatron_gptx.checkpoint.names import (
-    Checkpoint,
-    CheckpointError,
-    newest,
-    step_name,
-    step_of,
-)
+from megatron_gptx.checkpoint.manifest import Checkpoint, CheckpointError
+from megatron_gptx.checkpoint.names import step_name, step_of
 from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.launcher.command_line import encode

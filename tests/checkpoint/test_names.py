@@ -5,18 +5,12 @@ import subprocess
 
 import pytest
 
-from megatron_gptx.checkpoint.names import (
-    FORMAT,
-    CheckpointError,
-    checkpoints,
-    damage,
-    newest,
-    newest_sound,
-    read,
-    replaced,
-    write_synced,
-)
-from megatron_gptx.files.synced import file_sha256
+from megatron_gptx.checkpoint.integrity import damage
+from megatron_gptx.checkpoint.latest import newest, newest_sound
+from megatron_gptx.checkpoint.manifest import FORMAT, CheckpointError, read
+from megatron_gptx.checkpoint.names import checkpoints, replaced
+from megatron_gptx.files.checksums import file_sha256
+from megatron_gptx.files.write import write_synced
 from tests.checkpoints import write_checkpoint, write_manifest
 
 
@@ -192,7 +186,10 @@ def test_another_format_is_named_with_the_one_that_is_read(checkpoint):
 
 
 def test_a_manifest_that_its_seal_does_not_match_is_not_trusted(checkpoint):
-    changed = {**checkpoint.manifest, "state": {**checkpoint.manifest["state"], "samples": 1}}
+    changed = {
+        **checkpoint.manifest,
+        "state": {**checkpoint.manifest["state"], "samples": 1},
+    }
     (checkpoint.path / "manifest.json").write_text(json.dumps(changed))
     with pytest.raises(CheckpointError, match=r"manifest.json has changed since it was saved"):
         read(checkpoint.path)

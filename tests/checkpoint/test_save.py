@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gptx.checkpoint.names import all_names, damage, lock, newest, step_name
+from megatron_gptx.checkpoint.integrity import all_names, damage
+from megatron_gptx.checkpoint.latest import lock, newest
+from megatron_gptx.checkpoint.names import step_name
 from megatron_gptx.checkpoint.prune import delete_oldest, prune
 from megatron_gptx.config.parallel import LaunchConfig
 from megatron_gptx.config.schema import Config

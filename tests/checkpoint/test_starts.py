@@ -9,24 +9,17 @@ import pytest
 import torch
 
 from megatron_gptx.checkpoint.choice import at_step
+from megatron_gptx.checkpoint.integrity import all_names, damage
+from megatron_gptx.checkpoint.latest import newest
 from megatron_gptx.checkpoint.load import load_layers
-from megatron_gptx.checkpoint.names import (
-    Checkpoint,
-    CheckpointError,
-    VanishedError,
-    all_names,
-    checkpoints,
-    damage,
-    newest,
-    read,
-    step_of,
-)
+from megatron_gptx.checkpoint.manifest import Checkpoint, CheckpointError, VanishedError, read
+from megatron_gptx.checkpoint.names import checkpoints, step_of
 from megatron_gptx.checkpoint.prune import delete_oldest, prune
 from megatron_gptx.checkpoint.safetensors_files import SavedLayer
 from megatron_gptx.commands.checkpoints import main as inspect
 from megatron_gptx.config.section import findings
 from megatron_gptx.config.training import CheckpointConfig
-from megatron_gptx.dataset.indexed_dataset import IndexedDatasetWriter
+from megatron_gptx.dataset.writer import IndexedDatasetWriter
 from megatron_gptx.inference import load as inference
 from megatron_gptx.model.sequential import GPTXSequential
 from tests.checkpoints import flip, link_newest, write_checkpoint

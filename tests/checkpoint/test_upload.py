@@ -8,7 +8,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from megatron_gptx.checkpoint.names import CheckpointError, all_names, damage, newest
+from megatron_gptx.checkpoint.integrity import all_names, damage
+from megatron_gptx.checkpoint.latest import newest
+from megatron_gptx.checkpoint.manifest import CheckpointError
 from megatron_gptx.checkpoint.upload import Upload
 from megatron_gptx.config.errors import ConfigError
 from megatron_gptx.config.load import load

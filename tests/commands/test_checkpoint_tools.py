@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gptx.checkpoint.names import lock
+from megatron_gptx.checkpoint.latest import lock
 from megatron_gptx.commands import checkpoints, prune
 from tests.checkpoints import flip
 from tests.runs import start, tiny_config, train, write_corpus

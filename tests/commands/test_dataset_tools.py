@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from megatron_gptx.commands import inspect, merge, preprocess, split, verify
-from megatron_gptx.dataset.indexed_dataset import IndexedDataset, IndexedDatasetWriter
+from megatron_gptx.dataset.indexed_dataset import IndexedDataset
 from megatron_gptx.dataset.mmididx import bin_path
+from megatron_gptx.dataset.writer import IndexedDatasetWriter
 from megatron_gptx.tokenizer.train import train_byte_level_bpe
 
 

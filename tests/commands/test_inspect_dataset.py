@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_gptx.dataset.indexed_dataset import IndexedDatasetWriter
+from megatron_gptx.dataset.writer import IndexedDatasetWriter
 from megatron_gptx.tokenizer.build import load_tokenizer
 from megatron_gptx.tokenizer.train import train_byte_level_bpe
 

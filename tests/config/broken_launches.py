@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from megatron_gptx.checkpoint.names import FORMAT, seal, step_name
+from megatron_gptx.checkpoint.manifest import FORMAT, seal
+from megatron_gptx.checkpoint.names import step_name
 from megatron_gptx.config.load import load
-from megatron_gptx.dataset.indexed_dataset import IndexedDatasetWriter
 from megatron_gptx.dataset.manifest import manifest_path
+from megatron_gptx.dataset.writer import IndexedDatasetWriter
 
 # What a launch needs besides the options in BASE.
 REST = """\

@@ -5,7 +5,8 @@ import signal
 import numpy as np
 import pytest
 
-from megatron_gptx.dataset.indexed_dataset import IndexedDataset, IndexedDatasetWriter
+from megatron_gptx.dataset.indexed_dataset import IndexedDataset
+from megatron_gptx.dataset.writer import IndexedDatasetWriter
 from megatron_gptx.tokenizer.train import train_byte_level_bpe
 
 

@@ -10,7 +10,7 @@ import pytest
 from megatron_gptx.config.schema import Config
 from megatron_gptx.data.preflight import dataset_problems
 from megatron_gptx.dataset.manifest import manifest_path
-from megatron_gptx.files.synced import file_sha256
+from megatron_gptx.files.checksums import file_sha256
 
 
 def make_config(*, vocab_size=300, seq_length=8, **data):

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from megatron_gptx.data.gpt_dataset import GPTDataset, Shaping
-from megatron_gptx.dataset.indexed_dataset import IndexedDataset, IndexedDatasetWriter
+from megatron_gptx.dataset.indexed_dataset import IndexedDataset
+from megatron_gptx.dataset.writer import IndexedDatasetWriter
 
 # Documents of sequences: an empty one, one of several sequences, an empty sequence.
 DOCUMENTS = [[[1, 2, 3]], [], [[4], [5, 6]], [[7, 8, 9, 10]], [[]], [[11, 255]]]

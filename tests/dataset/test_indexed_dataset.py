@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.dataset.indexed_dataset import IndexedDataset, IndexedDatasetWriter
+from megatron_gptx.dataset.indexed_dataset import IndexedDataset
 from megatron_gptx.dataset.mmididx import DTYPES, bin_path, idx_path, token_dtype
+from megatron_gptx.dataset.writer import IndexedDatasetWriter
 
 
 def assemble(prefix, code, form, sequences, starts, *, modes=b"", pointers=None):
@@ -255,7 +256,7 @@ def test_a_full_disk_while_the_kernel_copies_is_an_error(tmp_path, monkeypatch):
 
 
 def test_a_document_too_long_for_int32_becomes_several_sequences(tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_gptx.dataset.indexed_dataset._LONGEST_SEQUENCE", 3)
+    monkeypatch.setattr("megatron_gptx.dataset.writer._LONGEST_SEQUENCE", 3)
     part = tmp_path / "part"
     part.write_bytes(struct.pack("<8H", *range(8)))
     with IndexedDatasetWriter(tmp_path / "x", np.uint16) as writer:

@@ -11,11 +11,12 @@ import pytest
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.data.build import split_documents
-from megatron_gptx.dataset.indexed_dataset import IndexedDataset, IndexedDatasetWriter
+from megatron_gptx.dataset.indexed_dataset import IndexedDataset
 from megatron_gptx.dataset.manifest import manifest_path, read_manifest
-from megatron_gptx.dataset.merge_and_split import Piece, folder_of, merge, write_pieces
+from megatron_gptx.dataset.merge_and_split import Piece, merge, write_pieces
 from megatron_gptx.dataset.mmididx import bin_path, idx_path
 from megatron_gptx.dataset.verify import Expected, all_problems
+from megatron_gptx.dataset.writer import IndexedDatasetWriter, folder_of
 
 
 def add_manifest(dataset, *, sha256="a" * 64, end=None, max_id=9):

@@ -11,8 +11,8 @@ import pytest
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.parallel import LaunchConfig
-from megatron_gptx.distributed.log import first_failure, first_to_fail
 from megatron_gptx.distributed.process import lost_a_peer
+from megatron_gptx.distributed.run_files import first_failure, first_to_fail
 from tests.runs import start_ranks
 
 

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from megatron_gptx.checkpoint.names import all_names, damage, newest
+from megatron_gptx.checkpoint.integrity import all_names, damage
+from megatron_gptx.checkpoint.latest import newest
 from tests.launches import Place, wait_for
 from tests.runs import losses, tiny_config, train
 

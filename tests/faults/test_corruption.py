@@ -12,13 +12,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from megatron_gptx.checkpoint.names import (
-    all_names,
-    checkpoints,
-    damage,
-    newest,
-    read,
-)
+from megatron_gptx.checkpoint.integrity import all_names, damage
+from megatron_gptx.checkpoint.latest import newest
+from megatron_gptx.checkpoint.manifest import read
+from megatron_gptx.checkpoint.names import checkpoints
 from megatron_gptx.config.schema import Config
 from tests.checkpoints import OPTIMIZER_FILE, flip, refusal
 from tests.runs import start, tiny_config, train

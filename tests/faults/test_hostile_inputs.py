@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gptx.checkpoint.names import CheckpointError, newest
+from megatron_gptx.checkpoint.latest import newest
+from megatron_gptx.checkpoint.manifest import CheckpointError
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.load import load
 from megatron_gptx.config.yaml_writer import dump

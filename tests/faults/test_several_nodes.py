@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gptx.checkpoint.names import damage, newest
+from megatron_gptx.checkpoint.integrity import damage
+from megatron_gptx.checkpoint.latest import newest
 from megatron_gptx.distributed.exit_status import FINISHED, STOPPED
 from tests.launches import Place, has_rows, wait_for
 

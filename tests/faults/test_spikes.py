@@ -10,7 +10,7 @@ import torch
 
 from megatron_gptx.config.schema import Config
 from megatron_gptx.data.build import build_datasets
-from megatron_gptx.dataset.indexed_dataset import IndexedDatasetWriter
+from megatron_gptx.dataset.writer import IndexedDatasetWriter
 from megatron_gptx.distributed.exit_status import STOPPED
 from tests.checkpoints import weights
 from tests.runs import VOCAB_SIZE, start, tiny_config, train, without_speed

@@ -12,7 +12,9 @@ from random import Random
 
 import pytest
 
-from megatron_gptx.checkpoint.names import checkpoint_folder, damage, newest
+from megatron_gptx.checkpoint.integrity import damage
+from megatron_gptx.checkpoint.latest import newest
+from megatron_gptx.checkpoint.names import checkpoint_folder
 from megatron_gptx.distributed.exit_status import INTERRUPTED, MISTAKE, STOPPED
 from tests.launches import ROOT, Place, has_rows, wait_for
 

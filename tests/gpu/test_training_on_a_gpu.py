@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gptx.checkpoint.names import checkpoint_folder, damage, newest, read, step_name
+from megatron_gptx.checkpoint.integrity import damage
+from megatron_gptx.checkpoint.latest import newest
+from megatron_gptx.checkpoint.manifest import read
+from megatron_gptx.checkpoint.names import checkpoint_folder, step_name
 from megatron_gptx.config.schema import Config
 from megatron_gptx.distributed.exit_status import STOPPED
 from tests.launches import Place, has_rows, wait_for

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megatron_gptx.checkpoint.choice import choose_checkpoint
-from megatron_gptx.checkpoint.names import CheckpointError
+from megatron_gptx.checkpoint.manifest import CheckpointError
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.training import EvaluationConfig

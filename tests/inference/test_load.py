@@ -3,7 +3,8 @@
 import pytest
 
 from megatron_gptx.checkpoint.choice import choose_checkpoint
-from megatron_gptx.checkpoint.names import CheckpointError, checkpoint_folder
+from megatron_gptx.checkpoint.manifest import CheckpointError
+from megatron_gptx.checkpoint.names import checkpoint_folder
 from megatron_gptx.inference.evaluate import evaluate
 from tests.runs import tiny_config, train
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from megatron_gptx.model.alibi import alibi_slopes
-from megatron_gptx.model.attention import Attention
+from megatron_gptx.model.attention import Attention, alibi_slopes
 from megatron_gptx.model.block import Block, MacaronBlock
 from megatron_gptx.model.layer_list import build_layers
 from megatron_gptx.model.residual import make_residual

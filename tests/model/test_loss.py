@@ -4,7 +4,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from megatron_gptx.config.batch import IGNORE
-from megatron_gptx.model.loss import token_loss
+from megatron_gptx.model.head import token_loss
 
 GENERATOR_SEED = 0
 B, S, V = 4, 5, 7

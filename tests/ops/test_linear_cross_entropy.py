@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.ops import fused_linear_cross_entropy as module
-from megatron_gptx.ops.fused_linear_cross_entropy import fused_linear_cross_entropy
+from megatron_gptx.ops import linear_cross_entropy as module
 from megatron_gptx.ops.linear_cross_entropy import (
+    fused_linear_cross_entropy,
     linear_cross_entropy,
     linear_cross_entropy_reference,
 )

@@ -123,8 +123,8 @@ def test_the_source_archive_holds_what_builds_and_explains_it(built):
 
 def test_the_package_comes_from_the_wheel_with_its_kernels(installed, place):
     code = (
-        "import megatron_gptx.ops.kernels.build as b; print(b.__file__, b.SOURCES, len(list(b.SOURCES.rglob"
-        "('*.cpp'))))"
+        "import megatron_gptx.ops.kernels.build as b; "
+        "print(b.__file__, b.SOURCES, len(list(b.SOURCES.rglob('*.cpp'))))"
     )
     module, sources, count = succeed(installed / "python", "-c", code, folder=place).split()
     assert Path(module).is_relative_to(installed.parent)

@@ -1,8 +1,9 @@
 """Compiling the kernels in csrc/ for this machine: once, whoever asks first.
 
 The CUDA half, the .cu files, is left out where there is no CUDA compiler or no reason for it.
-`python -m megatron_gptx.ops.kernels.build` does so ahead of time. The result lies in TORCH_EXTENSIONS_DIR,
-or else in ~/.cache/megatron_gptx, in a folder named after everything that it depends on.
+`python -m megatron_gptx.ops.kernels.build` does so ahead of time. The result lies in
+TORCH_EXTENSIONS_DIR, or else in ~/.cache/megatron_gptx, in a folder named after everything that it
+depends on.
 """
 
 import fcntl

@@ -11,8 +11,6 @@ from functools import cache
 import torch
 
 from megatron_gptx.config.errors import UserError
-from megatron_gptx.ops import fused_linear, fused_linear_cross_entropy
-from megatron_gptx.ops.attention import cpu_kernels, topk_softmax_kernels
 from megatron_gptx.ops.kernels.build import BuildError, ensure_built, find_built
 from megatron_gptx.ops.kernels.nvcc import serves
 
@@ -42,10 +40,14 @@ def _load(say: Callable[[str], object]) -> str | None:
         return str(error)
     except OSError as error:
         return f"the built library cannot be loaded: {error}"
+    # The operations import this module, so that each of them can load the kernels by itself.
+    from megatron_gptx.ops import linear, linear_cross_entropy
+    from megatron_gptx.ops.attention import cpu_kernels, topk_softmax_kernels
+
     cpu_kernels.register()
     topk_softmax_kernels.register()
-    fused_linear_cross_entropy.register()
-    fused_linear.register()
+    linear_cross_entropy.register()
+    linear.register()
     return None
 
 

@@ -1,15 +1,15 @@
-"""Bytes on disk: copied by the kernel, synced, replaced all at once, fingerprinted."""
+"""Bytes on disk: copied by the kernel, synced, and files that change all at once."""
 
 import errno
-import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from megatron_gptx.config.errors import UserError
 
-CHECKSUM_BLOCK = 1 << 26  # bytes per checksum: one names where a file is damaged
+PARTIAL = ".partial"  # ends the name of a file that is being written
 
 
 def copy_bytes(source: BinaryIO, target: BinaryIO, num_bytes: int) -> None:
@@ -68,40 +68,35 @@ def sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def write_aside(path: Path, content: str) -> None:
-    """Give a text file its new content all at once, or leave it as it was."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+def write_synced(path: Path, content: bytes | str) -> None:
+    """Replace a file all at once by new content, which is on disk before it is visible.
+
+    Where that fails, the file is as it was, and nothing is left beside it.
+    """
+    with _aside(path, content) as aside:
+        sync_path(aside)
+        aside.replace(path)
+    sync_path(path.parent)
+
+
+def write_aside(path: Path, content: bytes | str) -> None:
+    """Replace a file all at once, as `write_synced` does; a crash of the machine may lose it."""
+    with _aside(path, content) as aside:
+        aside.replace(path)
+
+
+def aside_of(path: Path) -> Path:
+    """Return where the new content of a file is written before it takes the file's name."""
+    return path.with_name(path.name + PARTIAL)
+
+
+@contextmanager
+def _aside(path: Path, content: bytes | str) -> Iterator[Path]:
+    aside = aside_of(path)
+    aside.unlink(missing_ok=True)  # not what a link in its place leads to
     try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield aside
     finally:
-        part.unlink(missing_ok=True)
-
-
-def file_sha256(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def checksums(path: Path, *, threads: int = 1) -> list[str]:
-    """Return the SHA-256 of each block of CHECKSUM_BLOCK bytes of a file."""
-
-    def block_sha256(start: int) -> str:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            file.seek(start)
-            left = CHECKSUM_BLOCK
-            while left and (block := file.read(min(left, 1 << 20))):
-                digest.update(block)
-                left -= len(block)
-        return digest.hexdigest()
-
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(block_sha256, range(0, path.stat().st_size, CHECKSUM_BLOCK)))
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
