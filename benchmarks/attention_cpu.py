@@ -29,10 +29,10 @@ from attention_forms import (
     write_results,
 )
 from machine import CLOCKS, add_options, restart_with
-from megatron_gptx.ops.topk_softmax import topk_softmax
 from torch import Tensor
 
 from megatron_gptx.ops.attention.dispatch import attention
+from megatron_gptx.ops.attention.topk_softmax import topk_softmax
 from megatron_gptx.ops.kernels import library
 
 

@@ -28,9 +28,13 @@ from attention_forms import (
     take_turns,
     write_results,
 )
-from megatron_gptx.ops.topk_softmax import topk_softmax, topk_softmax_reference, unsupported
 from torch import Tensor
 
+from megatron_gptx.ops.attention.topk_softmax import (
+    topk_softmax,
+    topk_softmax_reference,
+    unsupported,
+)
 from megatron_gptx.ops.kernels import library
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -4,12 +4,16 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from megatron_gptx.config.errors import UserError
+from megatron_gptx.dataset.indexed_dataset import IndexedDataset
+from megatron_gptx.dataset.writer import IndexedDatasetWriter
 from megatron_gptx.ops.kernels import library
 from megatron_gptx.ops.kernels.build import BuildError, find_built
+from megatron_gptx.tokenizer.train import train_byte_level_bpe
 from tests.runs import write_corpus
 
 # A shell starts background jobs with SIGINT ignored, nohup adds SIGHUP, and every child inherits
@@ -51,3 +55,39 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder)
     return folder
+
+
+@pytest.fixture
+def make_dataset(tmp_path):
+    """Write documents given as lists of ids, and open them."""
+
+    def make(documents, *, name="tokens", dtype=np.uint16):
+        prefix = tmp_path / name
+        with IndexedDatasetWriter(prefix, dtype) as writer:
+            for document in documents:
+                writer.add_document(document)
+        return IndexedDataset(prefix)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tmp_path_factory):
+    """Make a tokenizer.json of bytes, a few merges and an end of document."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_text(train_byte_level_bpe(["the cat sat on the mat " * 20], vocab_size=270))
+    return path
+
+
+@pytest.fixture
+def clock():
+    """Fail a test that hangs."""
+
+    def fail(*_):
+        raise TimeoutError("this case hangs")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

@@ -9,7 +9,8 @@ import pytest
 from megatron_gptx.config.batch import IGNORE
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.data.gpt_dataset import GPTDataset, Shaping
-from megatron_gptx.dataset.indexed_dataset import HEADER, MAGIC, IndexedDataset
+from megatron_gptx.dataset.indexed_dataset import IndexedDataset
+from megatron_gptx.dataset.mmididx import HEADER, MAGIC
 
 
 @pytest.fixture

@@ -273,8 +273,8 @@ def test_a_vocabulary_of_65536_needs_int32():
 
 
 def test_checks_in_chunks_find_what_lies_between_two_chunks(tmp_path, monkeypatch):
-    for module in ("indexed_dataset", "mmididx"):
-        monkeypatch.setattr(f"megatron_gptx.data.{module}._CHUNK", 2)
+    for module in ("writer", "mmididx"):
+        monkeypatch.setattr(f"megatron_gptx.dataset.{module}._CHUNK", 2)
     sequences = [[i] * (i % 3) for i in range(9)]
     assemble(tmp_path / "ok", 8, "H", sequences, list(range(10)))
     dataset = IndexedDataset(tmp_path / "ok")

@@ -8,7 +8,7 @@ from megatron_gptx.dataset.manifest import manifest_path, read_manifest, write_m
 from megatron_gptx.dataset.merge_and_split import merge
 from megatron_gptx.dataset.mmididx import bin_path
 from megatron_gptx.dataset.verify import Expected, all_problems, quick_problems
-from megatron_gptx.files import synced as files_module
+from megatron_gptx.files import checksums as files_module
 
 VOCABULARY = Expected(vocab_size=100)
 

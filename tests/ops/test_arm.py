@@ -12,8 +12,8 @@ CROSS, QEMU = "aarch64-linux-gnu-g++", "qemu-aarch64"
 PROGRAM = Path(__file__).parent / "arm" / "rows_program.cpp"
 # All that needs no torch; what is for other CPUs must be empty on this one.
 KERNELS = [
-    SOURCES / "cpu" / name
-    for name in ("rows.cpp", "rows_scalar.cpp", "rows_avx2.cpp", "rows_avx512.cpp")
+    SOURCES / "cpu" / "simd" / name
+    for name in ("key_order.cpp", "target_scalar.cpp", "target_avx2.cpp", "target_avx512.cpp")
 ]
 
 

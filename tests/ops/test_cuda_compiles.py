@@ -25,7 +25,7 @@ KERNELS = {
 }
 # Neither headers nor host code: what NVRTC is given to compile, whole.
 INSTANCES = """
-#include "kept_keys.cuh"
+#include "selected_keys.cuh"
 #include "topk_softmax_backward.cuh"
 #include "topk_softmax_forward.cuh"
 namespace gptx {

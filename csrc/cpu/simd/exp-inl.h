@@ -1,4 +1,4 @@
-// The softmax of long rows, for any vector type V; part of rows_body.h.
+// The softmax of long rows, for any vector type V; part of row_kernels-inl.h.
 
 namespace gptx {
 namespace {

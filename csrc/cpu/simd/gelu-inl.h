@@ -1,4 +1,4 @@
-// GELU and its derivative, for any vector type V; part of rows_body.h.
+// GELU and its derivative, for any vector type V; part of row_kernels-inl.h.
 //
 // gelu(x) = x * P(x), where P is the normal distribution function. Source: Hendrycks and Gimpel 2016,
 // arXiv:1606.08415.

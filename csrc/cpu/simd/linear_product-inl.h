@@ -1,4 +1,4 @@
-// A product with a weight matrix, for any vector type V; part of rows_body.h.
+// A product with a weight matrix, for any vector type V; part of row_kernels-inl.h.
 
 namespace gptx {
 namespace {

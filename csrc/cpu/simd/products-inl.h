@@ -1,4 +1,4 @@
-// Products of a part of a matrix with rows, for any vector type V; part of rows_body.h.
+// Products of a part of a matrix with rows, for any vector type V; part of row_kernels-inl.h.
 
 namespace gptx {
 namespace {

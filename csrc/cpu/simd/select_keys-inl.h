@@ -1,4 +1,4 @@
-// The choice of each query's best keys, for any vector type V; see rows_body.h for the rules of such
+// The choice of each query's best keys, for any vector type V; see row_kernels-inl.h for the rules of such
 // a file.
 //
 // A group of queries meets the panels from the right to the left, so that under ALiBi the first keys

@@ -1,4 +1,4 @@
-// The gradient of a weight matrix, for any vector type V; part of rows_body.h.
+// The gradient of a weight matrix, for any vector type V; part of row_kernels-inl.h.
 
 namespace gptx {
 namespace {

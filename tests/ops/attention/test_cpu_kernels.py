@@ -6,13 +6,13 @@ from itertools import product
 
 import pytest
 import torch
-from megatron_gptx.ops.topk_softmax import topk_softmax
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.ops.attention.cpu_kernels import fused_attention
 from megatron_gptx.ops.attention.dispatch import attention, attention_reference, unsupported
+from megatron_gptx.ops.attention.topk_softmax import topk_softmax
 from megatron_gptx.ops.linear import linear
 from tests.numerics import assert_all_as_accurate, assert_as_accurate
 from tests.ops.attention_inputs import SLOPES, B, H, random_inputs, run

@@ -5,12 +5,12 @@ from itertools import product
 
 import pytest
 import torch
-from megatron_gptx.ops.topk_softmax import topk_softmax
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from megatron_gptx.ops.attention import dispatch as op
 from megatron_gptx.ops.attention.dispatch import attention_reference
+from megatron_gptx.ops.attention.topk_softmax import topk_softmax
 from tests.numerics import assert_all_as_accurate
 from tests.ops.attention_inputs import SLOPES, B, D, H, T, quantised_inputs, random_inputs, run
 

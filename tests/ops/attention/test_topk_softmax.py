@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from megatron_gptx.ops.topk_softmax import topk_softmax, topk_softmax_reference
 
 from megatron_gptx.config.errors import UserError
+from megatron_gptx.ops.attention.topk_softmax import topk_softmax, topk_softmax_reference
 from tests.numerics import assert_all_as_accurate
 from tests.ops.attention_inputs import SLOPES, B, H
 from tests.ops.softmax_inputs import random_scores, results, starts

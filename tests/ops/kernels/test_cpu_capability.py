@@ -18,7 +18,7 @@ from tests.ops.kernels.test_cpu_capability import results_of_every_op
 assert library.load(print) is None
 print(library.cpu_capability(), *results_of_every_op("best"))
 """
-LOAD = "from megatron_gptx.ops import library; library.load(print)"
+LOAD = "from megatron_gptx.ops.kernels import library; library.load(print)"
 
 
 def digest(*found: Tensor) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from megatron_gptx.ops.topk_softmax import topk_softmax
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.ops.attention.dispatch import attention
+from megatron_gptx.ops.attention.topk_softmax import topk_softmax
 from megatron_gptx.ops.linear import linear
 from megatron_gptx.ops.linear_cross_entropy import linear_cross_entropy
 
@@ -23,7 +23,7 @@ from megatron_gptx.ops.kernels import library
 from megatron_gptx.ops.attention.dispatch import attention
 from megatron_gptx.ops.linear import linear
 from megatron_gptx.ops.linear_cross_entropy import linear_cross_entropy
-from megatron_gptx.ops.topk_softmax import topk_softmax
+from megatron_gptx.ops.attention.topk_softmax import topk_softmax
 x = torch.randn(1, 2, 6, 4)
 calls = {
     "attention": lambda: attention(x, x, x, top_k=2)[0],
@@ -61,7 +61,7 @@ def test_an_operation_loads_its_kernels_by_itself(name, kernels):
 def test_the_example_of_the_documentation_runs_on_the_kernels(kernels):
     text = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    check = "from megatron_gptx.ops import library\nprint(library.loaded())"
+    check = "from megatron_gptx.ops.kernels import library\nprint(library.loaded())"
     done = python(f"{example}\n{check}")
     assert (done.stdout, done.stderr, done.returncode) == ("True\n", "", 0)
 
