@@ -1,6 +1,6 @@
 """GPT-X: decoder-only language models with unusual parts, trained through DeepSpeed pipelines.
 
-The command `gptx` is for people; docs/library.md shows the parts in models of one's own:
+The command `gptx` is for people; docs/library.md shows the parts in your own models:
 
     from megatron_gptx.ops.attention.dispatch import attention  # ALiBi, top-k, carried scores
     from megatron_gptx.model.layer_list import build_layer  # whole blocks

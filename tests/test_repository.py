@@ -50,6 +50,7 @@ def is_product(path: Path) -> bool:
 
 FILES = list_files()
 PYTHON = [p for p in FILES if p.suffix == ".py"]
+DOCUMENTS = [p for p in FILES if p.suffix == ".md" and p.parent == ROOT / "docs"]
 TREES = {p: ast.parse(p.read_text(encoding="utf-8"), str(p)) for p in PYTHON}
 
 
@@ -197,6 +198,25 @@ def test_every_config_tells_editors_its_schema():
         assert schema, f"{name_of(path)} starts with {first!r}"
         assert (path.parent / schema[1]).resolve() == ROOT / "configs" / "schema.json"
     assert (ROOT / "configs" / "schema.json").is_file(), "run `make docs`"
+
+
+def sentences_of(markdown: str) -> Iterator[str]:
+    """Yield the sentences of a document, code taken out: of prose, lists, headings and cells."""
+    text = re.sub(r"^```.*?^```$|^<!--.*?-->$", "", markdown, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"`[^`]*`", "code", text))
+    for block in re.split(r"\n\s*\n|\n(?=\s*(?:[-|]|\d+\.)\s)|(?<=\|)\s", text):
+        yield from re.split(r"[.!?]\W*\s", " ".join(block.split()))
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in DOCUMENTS)]
+)
+def test_a_reader_finds_short_sentences_and_lines(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    long = [s for s in sentences_of(text) if len(re.findall(r"\S*\w\S*", s)) > 25]
+    assert long == [], "more than 25 words"
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    assert [s for s in prose.splitlines() if len(s) > 100 and not s.startswith("|")] == []
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])

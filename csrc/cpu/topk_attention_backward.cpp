@@ -24,8 +24,7 @@ int64_t rows_per_block(int64_t num_rows, int64_t num_keys) {
   return std::min(num_rows, std::clamp<int64_t>(kBlockFloats / num_keys, 16, 256));
 }
 
-// Copies the gradient of one query's scores, unless it is there already; those of keys that it does
-// not see are constants.
+// Copies the gradient of one query's scores, unless it is there already. Masked scores are constants.
 void copy_seen(const float* from, int64_t first, int64_t stop, int64_t t, float* to) {
   first = std::min(first, stop);
   std::fill(to, to + first, 0.0f);
@@ -88,7 +87,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> topk_attention_backward(
           const float* row_weights = weights_data + row * width;
           const float* row_grad = grad_outs.head(head) + query * grad_outs.stride();
           const int64_t num_kept = num_used(row_kept, width);
-          // The products below read what lies far away by now; where it is copied, the copy fetches it.
+          // The products below read memory that has left the cache. A copy fetches it by itself.
           for (int64_t j = 0; in_place && j <= position; j += 16) __builtin_prefetch(pairs + i * t + j, 1);
 
           rows.dot_products(head_v.data(), d, row_kept, row_grad, num_kept, d,
@@ -113,7 +112,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> topk_attention_backward(
                                num_kept, d);
           }
         }
-        // Of a few queries at a time the keys that all but the first few see, and the reverse.
+        // Takes a few queries at a time, with all keys that the last of them sees. Then takes a few
+        // keys at a time, with all queries that see the first of them.
         for (int64_t i = 0; dense && i < num_rows; i += kGroup) {
           const int64_t count = std::min(kGroup, num_rows - i);
           rows.add_products(pairs + i * t, t, 1, count, head_k.data(), d,

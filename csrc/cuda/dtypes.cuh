@@ -1,7 +1,7 @@
 // Numbers as they lie in memory, as float32, and as whole numbers of the same order.
 //
-// No header of CUDA is needed, so that NVRTC compiles this for devices that nvcc has dropped; and
-// bf16 needs no instruction that those lack.
+// No CUDA header is needed, so NVRTC compiles this for devices that nvcc has dropped. bf16 needs no
+// instruction that these devices lack.
 #pragma once
 
 #include "../include/device.h"

@@ -38,7 +38,7 @@ __device__ __forceinline__ float survival(const Rows& rows, const Place& place, 
   return word < rows.drop_below ? 0 : rows.survivor_factor;
 }
 
-// The row of a thread: kWarps warps of the block each, as many rows as there are such.
+// The row of a thread. Each row takes kWarps warps of the block.
 template <int kWarps>
 __device__ __forceinline__ int64_t row_of_thread() {
   constexpr int kRows = kThreads / (kWarps * kLanes);
@@ -83,7 +83,7 @@ __device__ __forceinline__ void clear_unseen(typename T::Bits* row, int start, i
 template <class T>
 constexpr int kInWord = 4 / static_cast<int>(sizeof(typename T::Bits));
 
-// 8 columns from `first` on, as they lie in memory; some of those after `last` are read as 0.
+// 8 columns from `first` on, as they lie in memory; some columns after `last` are read as 0.
 template <class T>
 __device__ __forceinline__ void load_columns(const typename T::Bits* row, int first, int last,
                                              bool aligned, uint32_t* words) {

@@ -1,14 +1,14 @@
-// What is left of attention where each row has chosen its keys: k vectors of values are read, not t.
+// The rest of attention after each row has selected its keys: it reads k value vectors, not t.
 //
-// So many neighbouring lanes share a vector as it has pieces of 16 bytes, rounded up to a power of two,
-// or a warp's where that is fewer.
+// Neighbouring lanes share a vector. Their number is the number of 16-byte pieces in the vector,
+// rounded up to a power of two, and at most a warp.
 #pragma once
 
 #include "rows.cuh"
 
 namespace gptx {
 
-// Of the vectors of a batch, the one for a head and a position.
+// The vector of one batch entry, head and position.
 template <class Bits>
 __device__ __forceinline__ Bits* vector_of(Bits* data, const Strides& strides, const Place& place,
                                            int64_t position) {
@@ -16,7 +16,8 @@ __device__ __forceinline__ Bits* vector_of(Bits* data, const Strides& strides, c
          position * strides.of_position;
 }
 
-// Numbers that a thread reads at once: a piece of 16 bytes, or where vectors are not whole ones, one.
+// What a thread reads at once: a piece of 16 bytes, or one number where vectors do not consist of
+// whole pieces.
 template <class T, bool kWhole>
 struct Piece {
   static constexpr int kSize = kWhole ? kPiece<T> : 1;
@@ -70,7 +71,7 @@ __global__ void __launch_bounds__(kThreads) kept_gradients(KeptGradientArguments
   const Rows& rows = arguments.rows;
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const bool is_there = (thread >> arguments.log_lanes) < rows.num_rows;
-  // Lanes without a row keep the others of their warp company.
+  // Lanes without a row go on, because a warp's shuffles need all lanes.
   const int64_t row = is_there ? thread >> arguments.log_lanes : rows.num_rows - 1;
 
   const int num_lanes = 1 << arguments.log_lanes, lane = static_cast<int>(thread) & (num_lanes - 1);

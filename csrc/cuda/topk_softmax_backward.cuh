@@ -1,13 +1,13 @@
 // The backward pass of top-k softmax: dS = P * (dP - sum(P dP)) on kept keys, 0 elsewhere.
 //
-// Of the incoming gradients only those of kept keys are read, of which there are k in a row.
+// It reads only the incoming gradients of the kept keys: k per row.
 #pragma once
 
 #include "rows.cuh"
 
 namespace gptx {
 
-// With so many blocks a multiprocessor's threads are few enough that no register spills.
+// With this number of blocks, a multiprocessor has few enough threads that no register spills.
 template <class T, int kWarps>
 __global__ void __launch_bounds__(kThreads, 12) topk_softmax_backward(BackwardArguments arguments) {
   __shared__ Board<kWarps> boards[kThreads / (kWarps * kLanes)];

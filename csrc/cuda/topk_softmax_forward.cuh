@@ -1,10 +1,11 @@
 // The forward pass of top-k softmax: each row's k largest z, and the softmax of those.
 //
-// A row's z lie in the registers of its threads. Of columns with the same remainder modulo a warp's
-// size the largest z is found: of those, the k-th largest is a bound that few z reach, which are
-// compared with one another. Neighbours differ in their remainder, and so the bound is as near where ALiBi
-// leaves only a row's last columns a chance. Where k is larger than a warp, or where more reach the
-// bound, as equal scores do, the k-th largest is found exactly by halving the range it lies in.
+// The threads of a row hold its z in registers. Columns with the same column % 32 form a class, and
+// the largest z of each class is found. The k-th largest of these 32 numbers is a lower bound for
+// every selected z. Few z reach the bound, and only these are compared with one another. Adjacent
+// columns fall into different classes. With steep ALiBi only the last columns matter; they are then
+// spread over many classes, so the bound stays tight. If k is above 32, or if more z than a warp has
+// lanes reach the bound (equal scores do), bisection finds the k-th largest z exactly.
 #pragma once
 
 #include "rows.cuh"
@@ -26,8 +27,8 @@ struct ForwardShared {
   Board<kWarps> board;
 };
 
-// The seen columns of a row, those from `start` to `position`: chunks of them are dealt to the warps.
-// A thread names its columns by their distance from its first one: a constant, that takes no register.
+// The visible columns of a row, from `start` to `position`. Each warp takes some chunks of them. A thread
+// names a column by its distance from the thread's first one: a constant, which takes no register.
 template <int kWarps, int kChunks>
 class SeenColumns {
  public:
@@ -51,8 +52,8 @@ class SeenColumns {
     }
   }
 
-  // Makes z of the scores. Returns the largest of a class of columns, those of one remainder modulo
-  // a warp's size: of another class in each lane. One that is no number is the largest.
+  // Converts scores to z (adds ALiBi). Returns the largest z of one class of columns, a class being
+  // the columns with the same column % 32. Each lane returns another class. NaN counts as the largest.
   template <class T>
   __device__ float convert(float slope) {
     float largest[kLaneColumns];
@@ -62,14 +63,15 @@ class SeenColumns {
     for (int c = 0; c < kChunks; ++c) {
       if (c >= num_own_) break;
       const int column = first_column_ - lane_ * kLaneColumns + c * kChunk;
-      // The usual case, for which nothing is compared.
+      // The usual case needs no comparison.
       if (column >= start_ && column + kChunk - 1 <= position_) {
         convert_chunk<T, true>(c, slope, largest);
       } else {
         convert_chunk<T, false>(c, slope, largest);
       }
     }
-    // Every fourth lane holds the same classes: each hands half of what it has left to another.
+    // Every fourth lane holds the same classes. In each round a lane hands half of its classes to
+    // another lane.
 #pragma unroll
     for (int half = kLaneColumns / 2; half; half /= 2) {
       const int distance = half * 4;
@@ -99,8 +101,8 @@ class SeenColumns {
     return found;
   }
 
-  // Calls take(rank, z, column) for every column that is wanted; ranks count those of this warp from
-  // 0 on, from left to right. Returns how many there are.
+  // Calls take(rank, z, column) for every wanted column. The rank counts this warp's wanted columns from 0,
+  // from left to right. Returns their number.
   template <class Wanted, class Take>
   __device__ uint32_t collect(Wanted wanted, Take take) const {
     uint32_t rank = 0;
@@ -130,7 +132,7 @@ class SeenColumns {
   }
 
  private:
-  // What is unseen is no number, which reaches nothing.
+  // A masked column is NaN, which reaches no bound.
   __device__ __forceinline__ float z(int c, int e) const {
     return float_of(words_[c * kLaneColumns + e]);
   }
@@ -143,7 +145,7 @@ class SeenColumns {
 #pragma unroll
     for (int e = kLaneColumns - 1; e >= 0; --e) {
       const int at = c * kChunk + e;
-      // Two roundings, as everywhere else: z must not depend on who computes it.
+      // Two roundings, as everywhere else: every kernel must compute the same z.
       const float bias = __fmul_rn(slope, nearest + static_cast<float>(at));
       const float z = __fadd_rn(column_of<T>(words, e), bias);
       const bool seen = kAllSeen || (at >= start_ - first_column_ && at <= position_ - first_column_);
@@ -156,8 +158,8 @@ class SeenColumns {
   uint32_t words_[kChunks * kLaneColumns];
 };
 
-// The least z that is kept and, of columns with that very z, the first; and what a thread's columns
-// are held against.
+// The smallest selected z, and the first column to select among the columns with that z. `first`
+// is the thread's first column.
 struct Limit {
   float z;
   int column, first;
@@ -216,7 +218,7 @@ __device__ __forceinline__ float exponential(float z, float largest) {
   return largest == minus_infinity() ? 0.0f : expf(z - largest);
 }
 
-// Sums are double: one float32 of them is all that a row loses.
+// Sums are double: a row is rounded to float32 once.
 __device__ __forceinline__ float divisor_of(double sum) {
   return sum > 0 ? static_cast<float>(sum) : 1.0f;
 }
@@ -259,7 +261,7 @@ __device__ __forceinline__ void finish_many(Group<kWarps>& group, uint32_t num_k
   }
 }
 
-// So many blocks at a time fit a multiprocessor's registers, without any of them spilling.
+// The number of blocks that fit into a multiprocessor's registers without spilling.
 template <int kChunks>
 constexpr int kBlocks = kChunks > 8 ? 2 : 4;
 
@@ -288,7 +290,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kChunks>)
   if (num_seen) columns.template load<T>(scores, pieces_are_aligned<T>(arguments.scores, num_keys));
   if (probs) clear<T>(outputs.probs, 0, num_keys, pieces_are_aligned<T>(probs, num_keys), group);
   if (arguments.cleared) {
-    // Another lane may have asked for what is cleared, but looks at nothing that is unseen.
+    // Another lane may have loaded cleared columns, but it ignores masked ones.
     clear_unseen<T>(static_cast<typename T::Bits*>(arguments.cleared) + row * num_keys, start,
                     place.position, num_keys, pieces_are_aligned<T>(arguments.cleared, num_keys), group);
   }

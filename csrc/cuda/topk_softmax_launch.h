@@ -32,8 +32,7 @@ struct ForwardArguments {
   float* weights;
 };
 
-// Vectors of head_dim neighbours for every head and position of a batch: how many numbers lie between
-// one and the next of each.
+// Strides, in numbers, between batch entries, heads and positions. Each vector is head_dim neighbours.
 struct Strides {
   int64_t of_batch, of_head, of_position;
 };
@@ -51,7 +50,7 @@ struct SumArguments {
   Strides out_strides;
 };
 
-// What a row's kept scores are to be changed by: (b, h, s, width).
+// The gradients of a row's kept scores: (b, h, s, width).
 struct KeptGradientArguments {
   Rows rows;
   int head_dim;
@@ -65,7 +64,8 @@ struct KeptGradientArguments {
   float* grads;
 };
 
-// Those, added to the (b, h, s, t) gradients of scores, of which the unseen are set to 0.
+// Adds the gradients of kept scores to the (b, h, s, t) gradients of all scores, and sets the gradients of
+// masked keys to 0.
 struct AddArguments {
   Rows rows;
   const int32_t* row_start;  // (b, s), or null
@@ -83,8 +83,8 @@ struct BackwardArguments {
 };
 
 #if !defined(__CUDACC_RTC__)
-// Weak, so that a library without the CUDA half links; null in that. They return null, or what is
-// wrong. `stream` is a cudaStream_t of that device.
+// Weak symbols: a library without the CUDA half links, and has null here. The functions return null, or an
+// error message. `stream` is a cudaStream_t of that device.
 __attribute__((weak)) const char* launch_topk_softmax(const ForwardArguments& arguments, Number type,
                                                       int device, void* stream);
 __attribute__((weak)) const char* launch_topk_softmax_backward(const BackwardArguments& arguments,

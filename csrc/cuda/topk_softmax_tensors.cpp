@@ -43,7 +43,7 @@ void check_launch(const char* problem) {
   TORCH_CHECK(problem == nullptr, "top-k attention could not be started: ", problem);
 }
 
-// They live until the kernel has been given to the stream, and so does what follows them there.
+// The tensors live until the kernel is on the stream. Later work on the stream may then reuse their memory.
 struct Dense {
   explicit Dense(const Selection& selection)
       : slopes(selection.slopes ? selection.slopes->contiguous() : at::Tensor()),

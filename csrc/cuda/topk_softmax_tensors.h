@@ -19,7 +19,7 @@ at::Tensor topk_softmax_backward_cuda(const at::Tensor& grad_probs, const at::Te
                                       const at::Tensor& weights, const Selection& selection,
                                       void* stream);
 
-// Kept keys and weights alone, of contiguous scores, of which the unseen may be set to 0.
+// Only the kept keys and weights of contiguous scores. The scores of masked keys may be set to 0.
 std::tuple<at::Tensor, at::Tensor> topk_select_cuda(const at::Tensor& scores, const Selection& selection,
                                                     bool clear_unseen, void* stream);
 
@@ -31,7 +31,7 @@ at::Tensor sum_of_kept_cuda(const at::Tensor& kept, const at::Tensor& weights, c
 at::Tensor kept_gradients_cuda(const at::Tensor& grad_out, const at::Tensor& v, const at::Tensor& kept,
                                const at::Tensor& weights, const Selection& selection, void* stream);
 
-// Adds those to contiguous float32 pairs, (b, h, s, t), and sets the unseen to 0.
+// Adds the gradients of kept scores to contiguous float32 pairs, (b, h, s, t). Sets masked pairs to 0.
 void add_kept_cuda(const at::Tensor& pairs, const at::Tensor& kept, const at::Tensor& grads,
                    const Selection& selection, void* stream);
 

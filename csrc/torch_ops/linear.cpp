@@ -74,7 +74,7 @@ at::Tensor like(const at::Tensor& rows, const at::Tensor& x) {
   return at::_unsafe_view_symint(rows, shape);
 }
 
-// Between the two passes lies what the activation is applied to.
+// The backward pass needs the activation's input, so the forward pass keeps it.
 struct Linear : torch::autograd::Function<Linear> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
                             const OptionalTensor& bias, bool activated, const std::string& variant) {
@@ -85,7 +85,7 @@ struct Linear : torch::autograd::Function<Linear> {
       context->save_for_backward({x, weight});
       return like(product(rows, weight, bias, variant), x);
     }
-    // A narrow type is rounded with the bias in it, which is once.
+    // A narrow type is rounded once, after the bias is added.
     const bool wide = x.scalar_type() == at::kFloat;
     const at::Tensor before = product(rows, weight, wide ? std::nullopt : bias, variant).to(at::kFloat);
     context->save_for_backward({x, weight, before});

@@ -13,11 +13,11 @@
 namespace gptx {
 namespace {
 
-// From so many rows on, ours takes less time than PyTorch's, packing of the weight included. The choice
-// depends on shapes and on the form alone: all ranks choose alike, and so does a run that goes on.
+// With this many rows or more, our product is faster than PyTorch's, packing of the weight included. The
+// choice depends only on the shapes and on the form: all ranks and a resumed run choose alike.
 constexpr int64_t kFewestRows = 192;
 
-// With AVX-512, oneDNN's product takes no more time than ours, and less where there are many outputs.
+// With AVX-512, oneDNN's product is as fast as ours, and faster with many outputs.
 at::Tensor product_of_onednn(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) {
   using Scalars = c10::List<std::optional<at::Scalar>>;
   using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&,

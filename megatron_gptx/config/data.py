@@ -37,20 +37,24 @@ Labels = Annotated[dict[str, str], AfterValidator(_expand_labels)]
 
 
 class FillInTheMiddleConfig(Section):
-    """Training documents with their middle moved to the end, to be filled in (arXiv:2207.14255)."""
+    """Fill in the middle: training documents get their middle at the end (arXiv:2207.14255)."""
 
-    rate: float = Field(0.0, ge=0, le=1, description="Share of the documents; 0 leaves all.")
+    rate: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the documents that are rearranged; 0 rearranges none.",
+    )
     spm_rate: float = Field(
         0.5,
         ge=0,
         le=1,
-        description="Share of those in which the suffix comes first (SPM), not the prefix (PSM).",
+        description="Share of the rearranged documents whose suffix comes first (SPM). In the "
+        "others the prefix comes first (PSM).",
     )
-    prefix: str = Field(
-        "<|fim_prefix|>", description="Marker of data.tokenizer that stands before the prefix."
-    )
-    middle: str = Field("<|fim_middle|>", description="The one before the middle.")
-    suffix: str = Field("<|fim_suffix|>", description="The one before the suffix.")
+    prefix: str = Field("<|fim_prefix|>", description="Marker of data.tokenizer before the prefix.")
+    middle: str = Field("<|fim_middle|>", description="Marker before the middle.")
+    suffix: str = Field("<|fim_suffix|>", description="Marker before the suffix.")
 
 
 class DataConfig(Section):
@@ -58,54 +62,58 @@ class DataConfig(Section):
 
     train: Blend | None = Field(
         None,
-        description="Prefix of the training dataset (PREFIX.bin and PREFIX.idx), or a mapping of "
-        "several prefixes to weights: samples of each, in proportion.",
+        description="Prefix of the training dataset (PREFIX.bin and PREFIX.idx). Or a mapping of "
+        "prefixes to weights: each dataset gives samples in proportion to its weight.",
     )
     valid: Annotated[Named, AfterValidator(_expand_named)] | None = Field(
         None,
-        description="Prefix or weighted prefixes of the validation data, or a mapping of names to "
-        "such data, each of which gets a loss of its own: `{code: data/c, prose: {data/p: 1, "
-        "data/q: 2}}`; not together with `split`.",
+        description="Prefix or weighted prefixes of the validation data. Or a mapping of names to "
+        "such data, where each name gets its own loss: `{code: data/c, prose: "
+        "{data/p: 1, data/q: 2}}`. Not together with `split`.",
     )
     split: str | None = Field(
         None,
-        description="Shares of `train`'s documents for training, validation and test, such as "
-        "'969,30,1', taken of each dataset; not together with `valid`.",
+        description="Shares of each training dataset's documents for training, validation and "
+        "test, such as '969,30,1'. Not together with `valid`.",
     )
     labels: Labels = Field(
         default_factory=dict,
-        description="Prefix of a dataset to the prefix of another one of the same lengths, which "
-        "says what is to be learned at each of its tokens: an id, or -100 for nothing.",
+        description="Prefix of a dataset to the prefix of another one with the same lengths. The "
+        "other dataset holds what to learn at each token: an id, or -100 for nothing.",
     )
     packing: Packing = Field(
         "stream",
-        description="`stream` cuts documents in a row into full samples, `until_overflow` fills "
-        "each sample with whole documents while they fit, `document` gives each its own sample; "
-        "what does not fit into one sample goes on in the next.",
+        description="`stream` cuts consecutive documents into full samples. `until_overflow` "
+        "fills each sample with whole documents while they fit. `document` gives each "
+        "document its own sample. A document that is too long for one sample "
+        "continues in the next one.",
     )
     isolate_documents: bool = Field(
         False,
-        description="No attention and no loss crosses from one document of a sample to the next.",
+        description="Document mask: attention and loss never cross from one document of a sample "
+        "to the next.",
     )
     mask_document_ends: bool = Field(
         False,
-        description="No loss for predicting a document's first token from the end of the one "
-        "before it; part of `isolate_documents`.",
+        description="No loss for predicting a document's first token from the end of the document "
+        "before it. `isolate_documents` includes this.",
     )
     fill_in_the_middle: FillInTheMiddleConfig = Field(default_factory=FillInTheMiddleConfig)
     tokenizer: GivenPath | None = Field(
         None,
-        description="What `gptx preprocess` takes as `--tokenizer`: tokenizer.json, GPT-2's "
-        "vocab.json (or VOCABULARY,MERGES), NAME.model, tiktoken's ranks, tekken.json, a folder, "
-        "NAME[@REVISION] of the Hugging Face hub, or `bytes`. For generation, for checking "
-        "vocab_size, and for the ids of `fill_in_the_middle`.",
+        description="The tokenizer, named as for `gptx preprocess --tokenizer`: tokenizer.json, "
+        "GPT-2's vocab.json (or VOCABULARY,MERGES), NAME.model, tiktoken's ranks, "
+        "tekken.json, a folder, NAME[@REVISION] of the Hugging Face hub, or `bytes`. "
+        "It serves generation, the check of vocab_size, and the ids of "
+        "`fill_in_the_middle`.",
     )
     prefetch: int = Field(
         2,
         ge=0,
         le=100_000,
-        description="Steps a background thread reads ahead, or groups of 65,536 tokens where a "
-        "step has fewer; 0 reads in line.",
+        description="Steps that a background thread reads ahead. Where a step has fewer than "
+        "65,536 tokens, groups of 65,536 tokens count instead. 0 reads without a "
+        "thread.",
     )
 
     @field_validator("valid", mode="before")

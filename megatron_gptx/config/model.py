@@ -21,13 +21,13 @@ class AttentionConfig(Section):
     top_k: int | None = Field(
         None,
         gt=0,
-        description="Keys each query may attend to (Explicit Sparse Transformer, "
+        description="Largest number of keys that a query attends to (Explicit Sparse Transformer, "
         "arXiv:1912.11637); null means all.",
     )
     residual_scores: bool = Field(
         False,
-        description="Add the previous layer's raw scores before the softmax (RealFormer, "
-        "arXiv:2012.11747).",
+        description="Add the previous layer's raw attention scores before the softmax "
+        "(RealFormer, arXiv:2012.11747).",
     )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Probability that an attention weight is dropped."
@@ -43,26 +43,27 @@ class ModelConfig(Section):
     ffn_hidden_size: int | None = Field(
         None,
         gt=0,
-        description="Inner width of each feed-forward; null means 4 * hidden_size, or "
-        "2 * hidden_size for each of Macaron's two.",
+        description="Inner width of each feed-forward. null means 4 * hidden_size; with "
+        "`macaron`, 2 * hidden_size for each of the two.",
     )
     vocab_size: int = Field(gt=0, le=2**31, description="Rows of the embedding and of the head.")
     seq_length: int = Field(gt=0, le=2**24, description="Tokens per sample.")
     residual: Residual = Field(
         "rezero",
-        description="How a branch joins the stream: `rezero` (a learned scalar that starts at 0, "
-        "arXiv:2003.04887), `pre_norm` or `post_norm` (LayerNorm before the branch, or after the "
-        "sum).",
+        description="How a branch joins the residual stream. `rezero`: a learned scalar that "
+        "starts at 0 (arXiv:2003.04887). `pre_norm`: LayerNorm before the branch. "
+        "`post_norm`: LayerNorm after the sum.",
     )
     position: Position = Field(
         "alibi",
-        description="`alibi` (a per-head linear penalty on distance, arXiv:2108.12409), `learned` "
-        "(a table of seq_length rows) or `none`.",
+        description="`alibi`: a linear penalty on distance, one slope per head "
+        "(arXiv:2108.12409). `learned`: a table of seq_length rows. `none`: no "
+        "positions.",
     )
     macaron: bool = Field(
         False,
-        description="Two half-step feed-forwards around attention instead of one after it "
-        "(Macaron, arXiv:1906.02762).",
+        description="Two half-step feed-forwards, one before attention and one after it, instead "
+        "of one after it (Macaron, arXiv:1906.02762).",
     )
     activation: Activation = Field("gelu", description="Non-linearity of the feed-forwards.")
     biases: bool = Field(True, description="Biases in attention and feed-forward projections.")
@@ -79,8 +80,9 @@ class ModelConfig(Section):
         0.02,
         ge=1e-12,
         le=1000,
-        description="Standard deviation of initial weights; projections into the stream of a "
-        "norm-based residual get init_std / sqrt(number of branches).",
+        description="Standard deviation of initial weights. With `pre_norm` and `post_norm`, "
+        "projections into the residual stream get init_std / sqrt(number of "
+        "branches).",
     )
     attention: AttentionConfig = Field(default_factory=AttentionConfig)
 

@@ -14,7 +14,7 @@ class OpsConfig(Section):
 
     backend: Backend = Field(
         "auto",
-        description="`fused` kernels, built for this machine the first time, or the `reference` in "
-        "plain PyTorch; `auto` takes the fused ones where they run, and logs why not where they do "
-        "not.",
+        description="`fused`: kernels that are built for this machine on first use. `reference`: "
+        "plain PyTorch. `auto`: the kernels where they can run; where they cannot, "
+        "the log says why.",
     )

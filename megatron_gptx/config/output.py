@@ -13,9 +13,9 @@ class OutputConfig(Section):
 
     run_dir: PathText = Field(
         "",
-        description="Folder for config, metrics, logs and checkpoints, such as `runs/1B`. A launch "
-        "needs one, and every experiment its own: a start in a folder with checkpoints goes on "
-        "from them.",
+        description="Folder for configuration, metrics, logs and checkpoints, such as `runs/1B`. "
+        "A launch needs one. Use one folder per experiment: a start in a folder with "
+        "checkpoints resumes from them.",
     )
 
 
@@ -25,9 +25,9 @@ class LoggingConfig(Section):
     tensorboard: bool = Field(False, description="Write TensorBoard events to RUN_DIR/tensorboard.")
     wandb: bool = Field(
         False,
-        description="Log to Weights & Biases. wandb decides whether online: by `wandb login`, "
-        "WANDB_API_KEY and WANDB_MODE; offline where it has no key or no connection. All starts of "
-        "a run are one wandb run, whose id is in RUN_DIR/wandb-id.",
+        description="Log to Weights & Biases. `wandb login`, WANDB_API_KEY and WANDB_MODE decide "
+        "whether wandb is online. Without a key or a connection it logs offline. All "
+        "starts of a run are one wandb run; RUN_DIR/wandb-id holds its id.",
     )
     wandb_project: str = Field("gptx", description="Weights & Biases project.")
     wandb_name: str | None = Field(
@@ -40,16 +40,19 @@ class LoggingConfig(Section):
 class GenerationConfig(Section):
     """How `generate.py` continues a prompt."""
 
-    max_new_tokens: int = Field(128, gt=0, description="Tokens to add at most.")
+    max_new_tokens: int = Field(128, gt=0, description="Largest number of tokens to add.")
     temperature: float = Field(
         1.0,
         ge=0,
         le=1_000_000,
-        description="Softmax temperature; 0 is greedy, and nothing else below 0.0001 is taken.",
+        description="Softmax temperature. 0 is greedy; other values below 0.0001 are refused.",
     )
-    top_k: int | None = Field(None, gt=0, description="Sample among the k likeliest tokens.")
+    top_k: int | None = Field(None, gt=0, description="Sample among the k most likely tokens.")
     top_p: float | None = Field(
-        None, gt=0, le=1, description="Sample among the likeliest tokens of this total probability."
+        None,
+        gt=0,
+        le=1,
+        description="Sample among the most likely tokens whose probabilities add up to this.",
     )
     seed: int = Field(0, ge=0, description="Seed of the samples.")
 

@@ -13,22 +13,25 @@ from megatron_gptx.config.section import Check, Problem, Section
 class ParallelConfig(Section):
     """The layout of one run."""
 
-    pipeline_stages: int = Field(1, gt=0, description="Consecutive groups of layers.")
+    pipeline_stages: int = Field(
+        1, gt=0, description="Number of pipeline stages: consecutive groups of layers."
+    )
     data_replicas: int | None = Field(
         None,
         gt=0,
-        description="Copies of the pipeline; null takes as many as the devices allow (one on CPU).",
+        description="Data-parallel size: the number of copies of the pipeline. null takes as many "
+        "as the devices allow (one on CPU).",
     )
     zero_stage: int = Field(
         1,
         ge=0,
         le=3,
-        description="What replicas share instead of copying: 1 optimizer state, 2 and gradients, 3 "
-        "and weights; 2 and 3 need one pipeline stage.",
+        description="What replicas share instead of copying. 1: optimizer state. 2: gradients "
+        "too. 3: weights too. 2 and 3 need one pipeline stage.",
     )
     boundaries: list[int] | None = Field(
         None,
-        description="First layer of every stage but the first, such as [11]; null balances the "
+        description="First layer of every stage except the first, such as [11]; null balances the "
         "stages.",
     )
     offload: Literal["none", "optimizer", "all"] = Field(
@@ -74,15 +77,15 @@ class LaunchConfig(Section):
     """Where and how the ranks are started."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="`auto` takes GPUs where there are enough, else the CPU."
+        "auto", description="`auto` uses GPUs if there are enough, else the CPU."
     )
     hostfile: GivenPath | None = Field(
-        None, description="DeepSpeed hostfile of several nodes (`name slots=N` lines)."
+        None, description="DeepSpeed hostfile that lists several nodes (`name slots=N` lines)."
     )
     launcher: Literal["pdsh", "openmpi", "mpich", "impi", "mvapich", "slurm"] = Field(
-        "pdsh", description="What DeepSpeed starts remote processes with."
+        "pdsh", description="Program with which DeepSpeed starts remote processes."
     )
-    launcher_args: str = Field("", description="Arguments handed to that launcher.")
+    launcher_args: str = Field("", description="Arguments for that launcher.")
     master_addr: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$",
@@ -94,15 +97,15 @@ class LaunchConfig(Section):
     max_restarts: int = Field(
         0,
         ge=0,
-        description="How often ranks that crashed or hung are started again from the newest intact "
-        "checkpoint.",
+        description="How often ranks that crashed or hung are started again, from the newest "
+        "intact checkpoint.",
     )
     timeout_seconds: int = Field(
         1800,
         gt=0,
         le=10_000_000,
-        description="How long a step, a save, a load or the evaluation of a batch may last before "
-        "the run is ended, naming the rank that holds it up.",
+        description="How long a step, a save, a load or the evaluation of a batch may last. After "
+        "that the run ends and names the rank that blocks the others.",
     )
 
     def checks(self) -> tuple[Check, ...]:

@@ -84,8 +84,8 @@ class Config(Section):
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     precision: Precision = Field(
         "fp32",
-        description="Arithmetic of the layers; `bf16` and `fp16` keep fp32 master weights, `fp16` "
-        "scales the loss dynamically.",
+        description="Arithmetic of the layers. `bf16` and `fp16` keep fp32 master weights; `fp16` "
+        "also scales the loss dynamically.",
     )
     ops: OpsConfig = Field(default_factory=OpsConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
@@ -98,7 +98,7 @@ class Config(Section):
     output: OutputConfig = Field(default_factory=OutputConfig)
     deepspeed: dict[str, Any] = Field(
         default_factory=dict,
-        description="Handed to DeepSpeed as it is, except for keys that an option here decides.",
+        description="Passed to DeepSpeed unchanged. Keys that an option here decides are refused.",
     )
 
     def checks(self) -> tuple[Check, ...]:

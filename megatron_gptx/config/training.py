@@ -18,14 +18,14 @@ class TrainingConfig(Section):
     """Batch sizes and length of a run."""
 
     steps: int | None = Field(
-        None, gt=0, description="Optimizer steps in the whole run; give this or `epochs`."
+        None, gt=0, description="Optimizer steps in the whole run. Give either this or `epochs`."
     )
     epochs: float | None = Field(
         None,
         gt=0,
         le=1_000_000,
-        description="Passes over the training data instead of steps; a blend's pass has as many "
-        "samples as its datasets have together.",
+        description="Passes over the training data. A pass over a blend has as many samples as "
+        "its datasets have together.",
     )
     global_batch_size: int | None = Field(
         None, gt=0, description="Sequences per step over all replicas; null derives it."
@@ -34,32 +34,34 @@ class TrainingConfig(Section):
         None, gt=0, description="Sequences per forward pass of one replica; null derives it."
     )
     accumulation_steps: int | None = Field(
-        None, gt=0, description="Micro-batches per replica and step; null derives it."
+        None,
+        gt=0,
+        description="Gradient accumulation: micro-batches per replica and step; null derives it.",
     )
     time_limit_minutes: float | None = Field(
         None,
         gt=0,
         le=1_000_000,
-        description="Minutes after which a launch, restarts included, saves and ends with status "
+        description="Minutes, restarts included, after which a launch saves and ends with status "
         "75; null sets no limit.",
     )
     seed: int = Field(1234, ge=0, lt=2**31, description="Seed of weights, dropout and data order.")
     checkpoint_activations: int = Field(
         0,
         ge=0,
-        description="Recompute activations in the backward pass in groups of this many layers; 0 "
-        "keeps them all.",
+        description="Recompute activations in the backward pass, in groups of this many layers. 0 "
+        "keeps all activations.",
     )
     deterministic: bool = Field(
         False,
-        description="Take only algorithms that give the same bits every time, and end the run, "
-        "naming the operation, where there is none.",
+        description="Use only algorithms that give the same bits every time. An operation without "
+        "one ends the run and is named.",
     )
     check_replicas: int | None = Field(
         None,
         gt=0,
-        description="Steps between comparisons of the weights of all replicas, bit by bit; they "
-        "are compared before each save too. null never does.",
+        description="Steps between comparisons of the weights of all replicas, bit by bit. They "
+        "are also compared before each save. null never compares them.",
     )
 
     def checks(self) -> tuple[Check, ...]:
@@ -100,63 +102,69 @@ class ScheduleConfig(Section):
     decay_steps: int | None = Field(
         None,
         gt=0,
-        description="Steps of decay; null means all that follow warm-up, for `wsd` a tenth of the "
-        "run.",
+        description="Steps of decay. null means all steps after warm-up; for `wsd`, a tenth of "
+        "the run.",
     )
-    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="Final rate over the peak.")
+    min_lr_ratio: float = Field(
+        0.1, ge=0, le=1, description="Final learning rate divided by the peak."
+    )
 
 
 class CheckpointConfig(Section):
-    """When state is saved, what is kept of it, and what a start does with it."""
+    """When checkpoints are saved, which are kept, and from which one a start resumes."""
 
-    interval: int = Field(1000, gt=0, description="Steps between saves; the last step is saved.")
+    interval: int = Field(
+        1000, gt=0, description="Steps between saves. The last step is always saved."
+    )
     asynchronous: bool = Field(
         False,
-        description="Copy to host memory and write while training goes on; the copy takes as much "
-        "memory as the checkpoint.",
+        description="Copy the state to host memory, and write it while training continues. The "
+        "copy takes as much memory as the checkpoint.",
     )
     keep_last: int | None = Field(
         3, gt=0, description="Newest checkpoints to keep; null keeps all."
     )
     keep_every: int | None = Field(
-        None, gt=0, description="Keep the checkpoints of multiples of this step for ever as well."
+        None, gt=0, description="Also keep every checkpoint whose step is a multiple of this."
     )
     keep_steps: list[Annotated[int, Field(gt=0)]] = Field(
-        [], description="Save at these steps too, and keep those checkpoints."
+        [], description="Also save at these steps, and keep those checkpoints."
     )
     on_failure: Literal["continue", "stop"] = Field(
         "continue",
-        description="What a checkpoint that cannot be written does to the run; the last one always "
-        "ends it with an error.",
+        description="What the run does if a checkpoint cannot be written. If it is the last one, "
+        "the run always ends with an error.",
     )
     keep_best: bool = Field(
         False,
-        description="Save at each evaluation whose validation loss is the best so far, and keep "
-        "the best checkpoint; it needs `evaluation.interval`.",
+        description="Save after each evaluation with the lowest validation loss so far, and keep "
+        "the best checkpoint. It needs `evaluation.interval`.",
     )
     start: str = Field(
         "auto",
-        description="`auto` resumes from the newest checkpoint in the run folder if there is one, "
-        "and stops where that is damaged; `intact` passes over damaged ones; `fresh` refuses to "
-        "start where there is one, but for those that its own restarts and SLURM's find; `step-N` "
-        "goes back to the checkpoint of step N, once for all restarts of a launch.",
+        description="`auto` resumes from the newest checkpoint in the run folder, if there is "
+        "one, and stops if it is damaged. `intact` skips damaged checkpoints. `fresh` "
+        "refuses to start if there is a checkpoint; restarts of the same run, also by "
+        "SLURM, still resume. `step-N` goes back to the checkpoint of step N, once "
+        "per launch, whatever its restarts.",
     )
     accept_changes: bool = Field(
         False,
-        description="Resume although seed, training data, split or tokenizer have changed since "
-        "the checkpoint, which mixes two experiments.",
+        description="Resume although the seed, training data, split or tokenizer has changed "
+        "since the checkpoint. This mixes two experiments.",
     )
     initialize_from: PathText | None = Field(
         None,
         min_length=1,
-        description="Another run's folder, or one of its checkpoints: a run without a checkpoint "
-        "of its own starts from those weights, at step 0 and with a fresh optimizer.",
+        description="Another run's folder, or one of its checkpoints. A run without a checkpoint "
+        "of its own starts from those weights, at step 0 and with a new optimizer "
+        "state.",
     )
     upload: str | None = Field(
         None,
         min_length=1,
-        description="URL of fsspec (`s3://BUCKET/FOLDER`) that each checkpoint is copied to in the "
-        "background; credentials come from the environment. Nothing is deleted there.",
+        description="fsspec URL (`s3://BUCKET/FOLDER`) to which each checkpoint is copied in the "
+        "background. Credentials come from the environment. Nothing is deleted there.",
     )
 
     @field_validator("start")
@@ -197,12 +205,13 @@ class EvaluationConfig(Section):
     """Validation loss."""
 
     interval: int | None = Field(
-        None, gt=0, description="Steps between evaluations; null only evaluates at the end."
+        None, gt=0, description="Steps between evaluations; null evaluates only at the end."
     )
     batches: Annotated[int, Field(gt=0)] | Literal["all"] | None = Field(
         None,
-        description="Global batches per evaluation; `all` takes the whole validation data once. "
-        "null takes 16 in training, and in `evaluate.py` what the run took in training.",
+        description="Global batches per evaluation; `all` uses the whole validation data once. "
+        "null means 16 in training. In `evaluate.py`, null means as many as in "
+        "training.",
     )
 
     @field_validator("batches", mode="before")
@@ -220,25 +229,25 @@ class EvaluationConfig(Section):
 
 
 class GuardConfig(Section):
-    """What happens to a run whose steps go wrong. A step whose gradients are not finite is never
-    applied.
-    """
+    """What a run does if steps go wrong. A step whose gradients are not finite is never applied."""
 
     max_bad_steps: int = Field(
         10,
         gt=0,
-        description="Bad steps in a row (loss or gradients not finite, or a spike) after which the "
-        "run goes back to its newest checkpoint and on behind the samples that led there.",
+        description="Consecutive bad steps after which the run rolls back to its newest "
+        "checkpoint and skips the samples since then. A step is bad if its loss or "
+        "gradients are not finite, or if its loss is a spike.",
     )
     max_rewinds: int = Field(
         3,
         ge=0,
-        description="How often a run, whatever stops it meanwhile, goes back so before it ends "
-        "with an error.",
+        description="How often a run may roll back before it ends with an error. Stops and "
+        "restarts do not reset this count.",
     )
     spike_factor: float | None = Field(
         None,
         gt=1,
-        description="A loss above this many times the median of the last 100 is bad too; its step "
-        "has been applied. null only looks for values that are not finite.",
+        description="A loss above this many times the median of the last 100 is bad too. The step "
+        "of such a loss has been applied already. null only looks for values that are "
+        "not finite.",
     )

@@ -57,8 +57,9 @@ def balance(config: ModelConfig, num_stages: int) -> list[int]:
         for first in range(num_layers)
         for stop in range(first + 1, num_layers + 1)
     }
-    # A later aim may choose only among the layouts that are best by the earlier ones, and "largest
-    # stage" does not decompose for several aims at once: hence one pass per aim, with ceilings.
+    # The aims have an order: a later aim only breaks ties of the earlier ones. Dynamic programming
+    # minimises one "largest stage" at a time. So there is one pass per aim, and the best value of a
+    # pass is a ceiling for the next passes.
     most_flops, _ = _divide(num_layers, num_stages, flops, join=max)
     fast = {edge for edge in held if flops(*edge) <= most_flops}
     most_parameters, _ = _divide(num_layers, num_stages, parameters, join=max, allowed=fast)

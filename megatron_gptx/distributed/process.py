@@ -153,8 +153,8 @@ def _join(console: TextIO, watch: Watchdog) -> Process:
     import deepspeed.ops
 
     # Only inference uses the one op that is looked up here; building it takes a minute, and every
-    # launch would leave 69 MB per rank in /dev/shm. An empty answer also spares every rank the
-    # compiler runs that find it, which a kill leaves behind as a temporary folder.
+    # launch would leave 69 MB per rank in /dev/shm. Returning {} also avoids DeepSpeed's compiler
+    # probes. If a rank is killed during a probe, a temporary folder would remain.
     deepspeed.ops.__compatible_ops__ = {}
     explain_build_locks(partial(_note, console))
     choose_interface(os.environ)

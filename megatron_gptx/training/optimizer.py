@@ -52,8 +52,9 @@ def parameter_groups(
     for _, parameter, role in parameter_roles(model):
         group = decay if role in decaying else gates if role == "gate" else keep
         group.append(parameter)
-    # DeepSpeed lays a group's parameters end to end in half precision. Behind a gate, a single
-    # number, a bias would not be aligned, and a GPU multiplies such at a fraction of its speed.
+    # DeepSpeed flattens each group into one fp16 or bf16 buffer. A gate has one element: every
+    # parameter after it would start at an unaligned address, where a GPU's matrix products are
+    # much slower. So gates come last.
     return [
         {"params": decay, "weight_decay": weight_decay},
         {"params": keep + gates, "weight_decay": 0.0},

@@ -54,10 +54,10 @@ struct ChoiceScratch {
   std::vector<int64_t> keys;
 };
 
-// Gradients of a projection from m inputs to f outputs, which are added to.
+// Adds to the gradients of a projection from m inputs to f outputs.
 struct WeightGradient {
-  // So many rows at a time, whose sums stay accurate; so many inputs, whose packed rows lie in a core's
-  // second-level cache; and so many outputs, whole groups of every variant's kRows.
+  // Rows per turn: few enough that their sums stay accurate. Inputs per turn: their packed rows fit into a
+  // core's second-level cache. Outputs per turn: a multiple of every variant's kRows.
   static constexpr int64_t kTerms = 256, kInputs = 256, kOutputs = 84;
   static constexpr int64_t kScratch = kTerms * (kInputs + kOutputs);
   const float* grad;  // (num_rows, num_outputs)
@@ -72,7 +72,7 @@ struct WeightGradient {
 // out (num_rows, num_outputs) = x (num_rows, num_inputs) times a weight, whose element (output, input) lies
 // output * output_step + input * input_step after its first; one of the steps is 1.
 struct LinearProduct {
-  // So many terms at a time, whose sums stay accurate.
+  // Terms per turn: few enough that their sums stay accurate.
   static constexpr int64_t kTerms = 256;
   // Of two vectors, whatever their width.
   static constexpr int64_t kWidestPanel = 32;
@@ -109,7 +109,7 @@ struct RowKernels {
   // rows[kept[m]] += weights[m] * x
   void (*add_multiples)(float* rows, int64_t stride, const int32_t* kept, const float* weights,
                         const float* x, int64_t num_kept, int64_t d);
-  // Rows of a few floats each, which a call of memcpy for every one would take longer to copy.
+  // Rows of a few floats each: one memcpy per row would be slower.
   void (*copy_rows)(const float* from, int64_t from_stride, int64_t num_rows, int64_t d, float* to,
                     int64_t to_stride);
   // out[m] += sum over n of scale * a(m, n) * rows[n], (num_out, d), where a(m, n) lies m * out_step +
@@ -117,11 +117,11 @@ struct RowKernels {
   void (*add_products)(const float* a, int64_t out_step, int64_t row_step, int64_t num_out,
                        const float* rows, int64_t stride, int64_t num_rows, int64_t d, float scale,
                        float* out, int64_t out_stride);
-  // Those of the outputs from begin to end.
+  // The gradients of the outputs from begin to end.
   void (*add_weight_gradient)(const WeightGradient& sought, int64_t begin, int64_t end, float* scratch);
   // Writes one panel of the weight's outputs, of which there are panel_width each.
   void (*pack_weight)(const LinearProduct& sought, int64_t panel, float* packed);
-  // Those of the rows from begin to end, by all panels.
+  // The products of the rows from begin to end with all panels.
   void (*multiply_rows)(const LinearProduct& sought, const float* packed, int64_t begin, int64_t end);
   // row = softmax(row); returns its largest element of before and the sum over exp(row - largest). The
   // sum and the row become NaN where the row holds NaN or +inf, or only -inf.
@@ -151,7 +151,7 @@ std::vector<std::string> row_variants();
 // quickest; throws where the variable holds anything that the CPU cannot run.
 const std::string& cpu_capability();
 
-// The functions of one variant, or of cpu_capability() for "best"; throws where the CPU has it not.
+// The functions of one variant, or of cpu_capability() for "best"; throws if the CPU lacks it.
 const RowKernels& row_kernels(const std::string& variant);
 
 }  // namespace gptx

@@ -2,6 +2,7 @@
 // set the compiler's target and defined V; nothing here may be shared between those files, or the
 // linker could give the scalar variant a function full of AVX-512.
 //
+<<<<<<< HEAD:csrc/cpu/simd/row_kernels-inl.h
 // struct V {                              // target_scalar.cpp is the plainest example
 //   static constexpr int W;               // lanes, one float each
 //   static constexpr int kRows, kColumns; // queries, and vectors of keys: their sums fit into registers
@@ -25,6 +26,31 @@
 // float sum(V a);                         // of all lanes
 // uint32_t not_at_most(V a, V b);         // bit i: !(a[i] <= b[i])
 // uint32_t unordered(V a);                // bit i: a[i] is NaN
+=======
+// V is a vector of float32 numbers:
+//
+//   struct V {
+//     static constexpr int W;                 // lanes
+//     static constexpr int kRows, kColumns;   // queries and vectors of keys in one tile of products:
+//                                             // the sums of a tile fit into the registers
+//     static V fill(float x);                 // x in every lane
+//     static V positions();                   // 0, 1, 2, ...
+//     static V load(const float* from);
+//     static V load_part(const float* from, int64_t n, float rest);  // n lanes; the others hold `rest`
+//     void store(float* to) const;
+//     void store_part(float* to, int64_t n) const;                   // the first n lanes
+//     struct Eight;                           // eight keys in descending order, with load and store;
+//   };                                        // insert(key) drops the smallest of nine and returns it
+//
+//   V add(V a, V b), mul(V a, V b), divide(V a, V b);
+//   V fma(V a, V b, V c);                     // a * b + c
+//   V larger(V a, V b);                       // b where either is NaN
+//   V with_sign_of(V a, V b);                 // a with the sign of b; a >= 0
+//   V power_of_two(V n);                      // 2^n for whole n from -126 to 127; 0 for -127
+//   float sum(V a);                           // over the lanes
+//   uint32_t not_at_most(V a, V b);           // one bit per lane: !(a <= b)
+//   uint32_t unordered(V a);                  // one bit per lane: NaN
+>>>>>>> main:csrc/cpu/row_kernels-inl.h
 
 #include "exp-inl.h"  // first: the others use it
 

@@ -255,7 +255,7 @@ void choose_group(const Queries& queries, int64_t first, const Panels& panels, i
   double length[M];
   int64_t start[M], leftmost = num_keys;
   for (int64_t m = 0; m < M; ++m) {
-    // Where the queries end, the last one is computed again and nobody looks at it.
+    // After the last query, the last one is computed again, and the result is ignored.
     const int64_t row = first + std::min(m, num_rows - 1);
     rows[m] = queries.rows + row * queries.stride;
     start[m] = queries.row_start ? queries.row_start[row] : 0;

@@ -56,7 +56,7 @@ inline Scalar larger(Scalar a, Scalar b) {
 }
 inline Scalar power_of_two(Scalar a) {
   for (int i = 0; i < Scalar::W; ++i) {
-    // What is NaN stays so by the factor that it came from; its conversion would be undefined.
+    // Converting NaN is undefined. The other factor of the product is NaN too, so the result is NaN.
     const int32_t n = a.lanes[i] == a.lanes[i] ? static_cast<int32_t>(a.lanes[i]) : 0;
     const int32_t bits = (n + 127) << 23;
     __builtin_memcpy(&a.lanes[i], &bits, sizeof bits);

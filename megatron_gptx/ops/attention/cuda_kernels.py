@@ -1,7 +1,7 @@
-"""Top-k attention on a GPU: scores by a matrix product, and kernels for the keys that are kept.
+"""Top-k attention on a GPU: scores by a matrix product, and kernels for the selected keys.
 
-Of the values k rows per query are read, not t. Backward, k numbers per query are spread out once
-more, for three products.
+The forward pass reads k value vectors per query, not t. The backward pass scatters the k numbers of
+each query into a zero (s, t) matrix; three ordinary matrix products then give the gradients.
 """
 
 from typing import Any

@@ -39,9 +39,10 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Return what each query attends to, and the scores that the next layer adds to its own.
 
-    The s queries are the last s of the t positions. A query keeps the `top_k` keys with its largest
-    z, of equal ones the most recent, or all where there are fewer; the softmax runs over those. The
-    choice is a constant to the gradient. A query that sees no key attends to nothing and gets 0.
+    The s queries are the last s of the t positions. A query selects the `top_k` keys with its
+    largest z, or all keys if it sees fewer. Of equal z the most recent key wins. The softmax runs
+    over the selected keys. The gradient treats the selection as a constant. A query that sees no
+    key gets 0.
 
     Args:
         q: (b, h, s, d).
@@ -55,17 +56,17 @@ def attention(
         dropout_p: probability that a kept key's weight is dropped, drawn from torch's generator.
             With top_k, every backend drops the same weights.
         return_scores: whether the next layer wants this one's scores.
-        reuse_scores: whether the returned scores may take the memory of `prev_scores`, and the
-            gradient of those that of the returned ones; the values are lost then. `prev_scores`
-            must be an earlier layer's, for the same row_start, and nothing but the next layer may
-            use what is returned.
+        reuse_scores: if true, the scores are written into `prev_scores`, and in the backward pass
+            their gradient is written into the incoming gradient. The old values are overwritten.
+            `prev_scores` must come from an earlier layer with the same row_start, and only the
+            next layer may use the returned scores.
         backend: `fused` for the compiled kernels, `reference` for plain PyTorch, `auto` for the
             kernels where they can run, and a warning where they cannot.
 
     Returns:
         The attended values, (b, h, s, d) in v's type; and the carry, (b, h, s, t), or None. The
-        carry holds no ALiBi, is 0 for keys that a query does not see, and is at least float32:
-        rounded to bf16, every seventh row would tie at its k-th key.
+        carry holds no ALiBi and is 0 for masked keys. It is at least float32: rounded to bf16,
+        every seventh row would tie at its k-th key.
 
     Raises:
         ValueError: there are more queries than keys, or top_k is below 1.
