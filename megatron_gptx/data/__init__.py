@@ -1,1 +1,1 @@
-"""From raw text to batches."""
+"""Samples and batches of a rank."""

@@ -1,1 +1,1 @@
-"""Mathematical operations that have, or will have, more than one backend."""
+"""Mathematical operations, each with a plain reference and kernels."""

@@ -2,31 +2,6 @@
 // set the compiler's target and defined V; nothing here may be shared between those files, or the
 // linker could give the scalar variant a function full of AVX-512.
 //
-<<<<<<< HEAD:csrc/cpu/simd/row_kernels-inl.h
-// struct V {                              // target_scalar.cpp is the plainest example
-//   static constexpr int W;               // lanes, one float each
-//   static constexpr int kRows, kColumns; // queries, and vectors of keys: their sums fit into registers
-//   static V fill(float x);               // x in every lane
-//   static V positions();                 // 0, 1, 2, ...
-//   static V load(const float*);          // W floats
-//   static V load_part(const float*, int64_t n, float rest);  // n of them, `rest` in the other lanes
-//   void store(float*) const;
-//   void store_part(float*, int64_t n) const;
-//   struct Eight {                        // eight keys, the largest first
-//     static Eight load(const int64_t*);
-//     void store(int64_t*) const;
-//     int64_t insert(int64_t key);        // returns the smallest of the nine, which it drops
-//   };
-// };
-// V add(V a, V b), mul(V a, V b), divide(V a, V b);
-// V fma(V a, V b, V c);                   // a * b + c
-// V larger(V a, V b);                     // b where a or b is NaN
-// V with_sign_of(V a, V b);               // a >= 0 gets the sign of b
-// V power_of_two(V a);                    // a is a whole number from -127, which gives 0, to 127
-// float sum(V a);                         // of all lanes
-// uint32_t not_at_most(V a, V b);         // bit i: !(a[i] <= b[i])
-// uint32_t unordered(V a);                // bit i: a[i] is NaN
-=======
 // V is a vector of float32 numbers:
 //
 //   struct V {
@@ -50,7 +25,6 @@
 //   float sum(V a);                           // over the lanes
 //   uint32_t not_at_most(V a, V b);           // one bit per lane: !(a <= b)
 //   uint32_t unordered(V a);                  // one bit per lane: NaN
->>>>>>> main:csrc/cpu/row_kernels-inl.h
 
 #include "exp-inl.h"  // first: the others use it
 
