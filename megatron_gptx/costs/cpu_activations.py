@@ -21,7 +21,7 @@ from megatron_gptx.costs.memory import (
 # Logits that the fused loss makes at once: ops/linear_cross_entropy.py, BLOCK.
 LOGITS_AT_ONCE = 512 * 1024
 
-# Bytes for each weight that may drop while plain PyTorch draws: seven int64 (ops/attention/dropout.py).
+# Bytes per weight while plain PyTorch draws dropout: seven int64 (ops/attention/dropout.py).
 DRAWING = 7 * 8
 
 

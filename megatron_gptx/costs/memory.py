@@ -215,7 +215,7 @@ def _block_kept(model: ModelConfig, rows: int, width: int) -> int:
 
 
 def _attention_kept(model: ModelConfig, rows: int, width: int) -> int:
-    """Return what ops/attention/dispatch.py saves besides its input: q, k, v, its output, and weights."""
+    """Return what attention saves besides its input: q, k, v, its output, and weights."""
     projections = 4 * _stream(model, rows, width)
     if _selects(model):
         # Of every row k float32 weights, and k + 1 int64 positions from the search for ties.
