@@ -10,7 +10,6 @@ from megatron_gptx.checkpoint.latest import newest, newest_sound
 from megatron_gptx.checkpoint.manifest import FORMAT, CheckpointError, read
 from megatron_gptx.checkpoint.names import checkpoints, replaced
 from megatron_gptx.files.checksums import file_sha256
-from megatron_gptx.files.write import write_synced
 from tests.checkpoints import write_checkpoint, write_manifest
 
 
@@ -248,14 +247,3 @@ def test_a_path_in_the_manifest_cannot_leave_the_checkpoint(tmp_path, checkpoint
 def test_an_impossible_path_in_the_manifest_is_damage(checkpoint, name):
     checkpoint.manifest["files"] = {name: {"bytes": 11, "sha256": ""}}
     assert damage(checkpoint, [name]) is not None
-
-
-def test_a_replaced_file_is_never_half_of_each(tmp_path):
-    path = tmp_path / "latest"
-    write_synced(path, b"a long first content\n")
-    reader = path.open()
-    write_synced(path, b"short\n")
-    assert reader.read() == "a long first content\n"
-    assert path.read_text() == "short\n"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["latest"]
-    reader.close()
