@@ -90,7 +90,9 @@ def test_an_empty_variable_leaves_the_choice_to_us(kernels):
     assert done.stdout.split() == [torch.ops.gptx.cpu_variants()[0]], done.stderr
 
 
-@pytest.mark.parametrize("value", ["sse4", "AVX2", "avx2 "])
+@pytest.mark.parametrize(
+    "value", ["AVX2", *(pytest.param(x, marks=pytest.mark.extended) for x in ("sse4", "avx2 "))]
+)
 def test_an_unknown_value_is_an_error_and_no_fallback(value, kernels):
     done = python(LOAD, value)
     assert done.returncode == 1

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megatron_gptx.ops.sight import key_offset, unseen
 from megatron_gptx.ops.topk_softmax import MOST_CUDA_KEYS, keep_best, topk_softmax_reference
+from tests.covers import every_pair
 from tests.numerics import assert_all_as_accurate
 from tests.ops.attention_inputs import SLOPES, B, H
 from tests.ops.emulator.compile import CSRC, compile_sanitized
@@ -72,8 +73,14 @@ def options_for(name: str, s: int, t: int) -> dict:
 
 
 @pytest.mark.usefixtures("emulated")
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=() if i % 3 == j else pytest.mark.extended)
+        for i, name in enumerate(OPTIONS)
+        for j, dtype in enumerate(FLOATS)
+    ],
+)
 def test_the_kernels_are_as_accurate_as_the_reference(name, dtype):
     pooled = []
     for (s, t), seed in CASES:
@@ -93,9 +100,10 @@ def test_the_kernels_are_as_accurate_as_the_reference(name, dtype):
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("levels", [1, 3, 50])
-@pytest.mark.parametrize("name", ["plain", "alibi", "documents"])
+@pytest.mark.parametrize(
+    ("name", "levels", "schedule"),
+    every_pair(["plain", "alibi", "documents"], [1, 3, 50], SCHEDULES),
+)
 def test_reference_cpu_and_cuda_kernels_keep_the_same_keys(emulated, name, levels, schedule):
     for (s, t), dtype in zip(SHAPES, (FLOATS * 4)[: len(SHAPES)], strict=True):
         options = options_for(name, s, t)
@@ -212,8 +220,8 @@ def test_longer_rows_than_a_block_holds_are_refused(emulated):
     assert f"kMostKeys = {MOST_CUDA_KEYS};" in header
 
 
-def test_the_sanitizers_find_nothing(tmp_path):
-    done = subprocess.run(
-        [compile_sanitized(tmp_path)], capture_output=True, text=True, check=False
-    )
+@pytest.mark.parametrize("types", [[], pytest.param(["all"], marks=pytest.mark.extended)])
+def test_the_sanitizers_find_nothing(types):
+    command = [compile_sanitized(), *types]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "nothing found\n"), done.stderr

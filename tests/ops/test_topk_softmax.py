@@ -7,6 +7,7 @@ import torch
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.ops.topk_softmax import topk_softmax, topk_softmax_reference
+from tests.covers import every_pair
 from tests.numerics import assert_all_as_accurate
 from tests.ops.attention_inputs import SLOPES, B, H
 from tests.ops.softmax_inputs import random_scores, results, starts
@@ -24,11 +25,12 @@ OPTIONS = [
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("top_k", [1, 8, 40, 100, 3000])
-@pytest.mark.parametrize(("s", "t"), SHAPES)
-def test_the_kernel_is_as_accurate_as_the_reference(s, t, top_k, options, dtype):
+@pytest.mark.parametrize(
+    ("shape", "top_k", "options", "dtype"),
+    every_pair(SHAPES, [1, 8, 40, 100, 3000], OPTIONS, FLOATS),
+)
+def test_the_kernel_is_as_accurate_as_the_reference(shape, top_k, options, dtype):
+    s, t = shape
     if "row_start" in options:
         options = {**options, "row_start": starts(s, t)}
     scores = random_scores(s, t, dtype)
@@ -42,10 +44,9 @@ def test_the_kernel_is_as_accurate_as_the_reference(s, t, top_k, options, dtype)
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("levels", [1, 3, 50])
-@pytest.mark.parametrize(("s", "t"), SHAPES)
-def test_of_equal_scores_the_most_recent_win_in_the_kernel_and_the_reference(s, t, levels, dtype):
+@pytest.mark.parametrize(("shape", "levels", "dtype"), every_pair(SHAPES, [1, 3, 50], FLOATS))
+def test_of_equal_scores_the_most_recent_win_in_the_kernel_and_the_reference(shape, levels, dtype):
+    s, t = shape
     scores = random_scores(s, t, dtype, levels)
     for slopes in (None, SLOPES):
         expected = topk_softmax_reference(scores.float(), 8, slopes=slopes)
