@@ -11,6 +11,7 @@ import torch
 
 from megatron_gptx.costs.plan import make_plan
 from megatron_gptx.model.sequential import GPTXSequential
+from tests.pairs import extended
 from tests.runs import tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +26,7 @@ def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("mode", [["--stages"], pytest.param([], marks=pytest.mark.extended)])
+@pytest.mark.parametrize("mode", [["--stages"], extended([])])
 def test_without_a_gpu_it_says_so(mode):
     done = benchmark(*mode)
     assert (done.returncode, done.stderr) == (2, "needs a GPU: none is visible\n")

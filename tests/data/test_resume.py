@@ -22,6 +22,7 @@ from megatron_gptx.data.mmididx import bin_path, idx_path
 from megatron_gptx.data.preprocess import preprocess
 from megatron_gptx.data.sources import find_files
 from megatron_gptx.tokenizer.base import Batch
+from tests.pairs import extended
 
 OPTIONS = Options(append_eod=True)
 UNIT_BYTES = 25_000
@@ -205,7 +206,7 @@ def test_the_manifest_counts_and_checks_what_was_written(whole):
     assert [len(manifest["checksums"][name]) for name in ("bin", "idx")] == [1, 1]
 
 
-@pytest.mark.parametrize("num_kills", [4, pytest.param(20, marks=pytest.mark.extended)])
+@pytest.mark.parametrize("num_kills", [4, extended(20)])
 def test_kills_at_random_moments_lose_nothing(
     tmp_path, corpus, tokenizer_file, expected, num_kills
 ):

@@ -13,6 +13,7 @@ from megatron_gptx.config.batch import Batch
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.data.gpt_dataset import GPTDataset, Shaping
 from megatron_gptx.data.loader import StepLoader
+from tests.pairs import extended
 
 GLOBAL = 12
 
@@ -60,7 +61,7 @@ def test_labels_are_the_tokens_that_follow(samples):
 @pytest.mark.parametrize(
     ("replicas", "micro", "prefetch"),
     [
-        pytest.param(*layout, prefetch, marks=() if i % 3 == j else pytest.mark.extended)
+        (*layout, prefetch) if i % 3 == j else extended(*layout, prefetch)
         for i, layout in enumerate([(1, 1), (1, 4), (2, 2), (3, 2), (2, 1), (4, 1), (4, 3)])
         for j, prefetch in enumerate([0, 1, 3])
     ],

@@ -12,9 +12,9 @@ from torch._subclasses import FakeTensorMode
 
 from megatron_gptx.ops.attention import attention, attention_reference
 from megatron_gptx.ops.composed_attention import composed_attention
-from tests.covers import every_pair
 from tests.numerics import assert_all_as_accurate
 from tests.ops.attention_inputs import SLOPES, D, H, T, quantised_inputs, random_inputs, run
+from tests.pairs import pairwise
 
 OPS = torch.ops.gptx
 pytestmark = pytest.mark.usefixtures("emulated")
@@ -44,12 +44,14 @@ def starts(s: int, t: int) -> Tensor:
 
 @pytest.mark.parametrize(
     ("rows", "documents", "dropout_p", "carry", "dtype"),
-    every_pair(
-        [(64, 3), (64, 100), (20, 8), (1, 40)],
-        [True, False],
-        [0.0, 0.3],
-        [True, False],
-        [torch.float32, torch.bfloat16, torch.float16],
+    pairwise(
+        product(
+            [(64, 3), (64, 100), (20, 8), (1, 40)],
+            [True, False],
+            [0.0, 0.3],
+            [True, False],
+            [torch.float32, torch.bfloat16, torch.float16],
+        )
     ),
 )
 def test_it_is_as_accurate_as_the_reference(rows, documents, dropout_p, carry, dtype):

@@ -6,6 +6,7 @@ The emulator runs the kernels' own lines, one fiber per thread, in three orders 
 import math
 import subprocess
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -13,11 +14,11 @@ from torch import Tensor
 
 from megatron_gptx.ops.sight import key_offset, unseen
 from megatron_gptx.ops.topk_softmax import MOST_CUDA_KEYS, keep_best, topk_softmax_reference
-from tests.covers import every_pair
 from tests.numerics import assert_all_as_accurate
 from tests.ops.attention_inputs import SLOPES, B, H
 from tests.ops.emulator.compile import CSRC, compile_sanitized
 from tests.ops.softmax_inputs import random_scores, results, starts
+from tests.pairs import extended, pairwise
 
 ASCENDING, DESCENDING, SHUFFLED = SCHEDULES = range(3)
 # A row per warp, and a row per block.
@@ -76,7 +77,7 @@ def options_for(name: str, s: int, t: int) -> dict:
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        pytest.param(name, dtype, marks=() if i % 3 == j else pytest.mark.extended)
+        (name, dtype) if i % 3 == j else extended(name, dtype)
         for i, name in enumerate(OPTIONS)
         for j, dtype in enumerate(FLOATS)
     ],
@@ -102,7 +103,7 @@ def test_the_kernels_are_as_accurate_as_the_reference(name, dtype):
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(
     ("name", "levels", "schedule"),
-    every_pair(["plain", "alibi", "documents"], [1, 3, 50], SCHEDULES),
+    pairwise(product(["plain", "alibi", "documents"], [1, 3, 50], SCHEDULES)),
 )
 def test_reference_cpu_and_cuda_kernels_keep_the_same_keys(emulated, name, levels, schedule):
     for (s, t), dtype in zip(SHAPES, (FLOATS * 4)[: len(SHAPES)], strict=True):
@@ -220,7 +221,7 @@ def test_longer_rows_than_a_block_holds_are_refused(emulated):
     assert f"kMostKeys = {MOST_CUDA_KEYS};" in header
 
 
-@pytest.mark.parametrize("types", [[], pytest.param(["all"], marks=pytest.mark.extended)])
+@pytest.mark.parametrize("types", [[], extended(["all"])])
 def test_the_sanitizers_find_nothing(types):
     command = [compile_sanitized(), *types]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
@@ -11,10 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.ops.attention import attention, attention_reference, unsupported
 from megatron_gptx.ops.fused_attention import fused_attention
-from tests.covers import every_pair
 from tests.numerics import assert_all_as_accurate, assert_as_accurate
 from tests.ops.attention_inputs import SLOPES, B, H, random_inputs, run
 from tests.ops.conftest import VARIANTS
+from tests.pairs import pairwise
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -66,7 +67,7 @@ def kept_by_reference(q: Tensor, k: Tensor, **options) -> Tensor:
 
 @pytest.mark.parametrize(
     ("variant", "shape", "levels", "slopes"),
-    every_pair(VARIANTS, SHAPES, [1, 3, 50], [None, SLOPES]),
+    pairwise(product(VARIANTS, SHAPES, [1, 3, 50], [None, SLOPES])),
     indirect=["variant"],
 )
 def test_the_kept_keys_are_the_references_whatever_ties(form, shape, levels, slopes):
@@ -87,7 +88,7 @@ def test_the_kept_keys_are_the_references_whatever_ties(form, shape, levels, slo
 
 @pytest.mark.parametrize(
     ("variant", "shape", "carry", "slopes"),
-    every_pair(VARIANTS, SHAPES, CARRIES, [None, SLOPES]),
+    pairwise(product(VARIANTS, SHAPES, CARRIES, [None, SLOPES])),
     indirect=["variant"],
 )
 def test_the_kernels_are_as_accurate_as_the_reference(form, shape, carry, slopes):

@@ -10,6 +10,7 @@ from megatron_gptx.ops.attention import attention
 from megatron_gptx.ops.linear import linear
 from megatron_gptx.ops.topk_softmax import topk_softmax
 from tests.ops.attention_inputs import SLOPES, random_inputs
+from tests.pairs import extended
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -23,7 +24,7 @@ OF_BOTH_TYPES = [("none", True), ("first", False), ("inner", True), ("last", Fal
 @pytest.mark.parametrize(
     ("carry", "half"),
     [
-        pytest.param(*case, marks=() if case in OF_BOTH_TYPES else pytest.mark.extended)
+        case if case in OF_BOTH_TYPES else extended(*case)
         for case in product(CARRIES, [False, True])
     ],
 )

@@ -1,6 +1,7 @@
 """The loss kernels compute what PyTorch does, a block of logits at a time."""
 
 import math
+from itertools import product
 from typing import Any
 
 import pytest
@@ -16,9 +17,9 @@ from megatron_gptx.ops.linear_cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_reference,
 )
-from tests.covers import every_pair
 from tests.numerics import assert_all_as_accurate
 from tests.ops.conftest import VARIANTS
+from tests.pairs import pairwise
 
 IGNORED = -100
 M = 7
@@ -63,7 +64,7 @@ def on_logits(logits: Tensor, labels: Tensor, variant: str) -> tuple[Tensor, Ten
 
 @pytest.mark.parametrize(
     ("variant", "shape", "dtype"),
-    every_pair(VARIANTS, SHAPES, [torch.float32, torch.bfloat16, torch.float16]),
+    pairwise(product(VARIANTS, SHAPES, [torch.float32, torch.bfloat16, torch.float16])),
     indirect=["variant"],
 )
 def test_the_kernels_are_as_accurate_as_the_reference(shape, dtype, variant):
