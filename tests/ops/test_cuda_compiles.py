@@ -56,6 +56,8 @@ def spilled_bytes(log: str) -> dict[tuple[str, str, tuple], int]:
     return found
 
 
+# More than a minute of nvcc's; in the ordinary suite, NVRTC reads the same sources.
+@pytest.mark.extended
 def test_nvcc_compiles_every_kernel_and_those_of_rows_up_to_2048_spill_nothing(compiler, tmp_path):
     source = CSRC / "cuda" / "topk_softmax_launch.cu"
     command = [str(compiler), *cuda_build.flags(ARCHITECTURES), "-Xptxas", "-v", "-c", str(source)]
