@@ -46,11 +46,10 @@ class Budget:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.taken:
             return
-        budgets = read_budgets()
         terminalreporter.section(f"{sum(self.taken.values()):.0f} CPU seconds, and the budgets")
+        budgets = read_budgets()
         for name, taken in self.taken.most_common(None if self.binding else 10):
-            budget = budgets.get(name, 0)
-            beyond = "  beyond its budget" if taken > budget else ""
+            beyond = "  beyond its budget" if taken > (budget := budgets.get(name, 0)) else ""
             terminalreporter.write_line(f"{taken:6.1f} of {budget:3}  {name}{beyond}")
 
 
