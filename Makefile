@@ -17,12 +17,14 @@ NVRTC := build/nvrtc/.installed
 # A file's tests stay together, for they share what is slow to make; those of many launches mostly wait,
 # so that three run on two cores, and the longest files are not left to the end.
 BESIDE := -n 3 --dist loadfile --no-loadscope-reorder
-test test-avx2 test-default test-extended test-gpu check-cuda repository: export OMP_NUM_THREADS ?= 1
-# What depends on the width of vectors: in PyTorch's kernels, in oneDNN's, and in ours.
-NUMERIC := tests/ops tests/model tests/training/test_golden_losses.py tests/training/test_layouts.py \
-  $(patsubst %,--ignore=tests/ops/test_%.py,build cuda_build cuda_compiles emulator)
+test test-avx2 test-budget test-default test-extended test-gpu check-cuda repository: export OMP_NUM_THREADS ?= 1
+# What depends on the width of vectors, in PyTorch's kernels, in oneDNN's, and in ours; it compiles nothing.
+NUMERIC := $(patsubst %,tests/ops/test_%.py,attention attention_dropout cpu_capability dropout fused_attention layer_norm \
+    linear linear_cross_entropy product row_start tile_skipping topk_softmax) \
+  $(patsubst %,tests/model/test_%.py,block causality documents loss x_transformers) \
+  $(patsubst %,tests/training/test_%.py,golden_losses layouts)
 
-.PHONY: help quickstart test test-avx2 test-default test-extended test-gpu check check-cuda format lint lint-fix types floors docs docs-check repository lock clean distclean
+.PHONY: help quickstart test test-avx2 test-budget test-default test-extended test-gpu check check-cuda format lint lint-fix types floors docs docs-check repository lock clean distclean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z][a-z0-9 -]*\):[^#]*## /\1\t/p' Makefile | while IFS=$$'\t' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
@@ -35,6 +37,9 @@ test: $(INSTALLED) $(NVRTC) ## Run the tests that need no GPU
 
 test-extended: $(INSTALLED) $(NVRTC) ## Run all of them, the full matrices and 100 kills too; an hour
 	$(PY) -m pytest $(BESIDE) $(PYTEST)
+
+test-budget: $(INSTALLED) $(NVRTC) ## Run what `make test` does; fail where a file exceeds its CPU time
+	$(PY) -m pytest $(BESIDE) -m 'not extended' --budget $(PYTEST)
 
 test-avx2: $(INSTALLED) ## Run the numeric tests as on a CPU without AVX-512; PYTEST=tests runs all
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 GPTX_CPU_CAPABILITY=avx2 \

@@ -10,6 +10,7 @@ import torch
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.ops import library
 from megatron_gptx.ops.build import BuildError, find_built
+from tests.budget import Budget
 from tests.runs import write_corpus
 
 # A shell starts background jobs with SIGINT ignored, nohup adds SIGHUP, and every child inherits
@@ -18,6 +19,14 @@ for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, sig
     if signal.getsignal(signum) is signal.SIG_IGN:
         interrupts = signum == signal.SIGINT
         signal.signal(signum, signal.default_int_handler if interrupts else signal.SIG_DFL)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--budget", action="store_true", help="fail beyond what budgets.yml allows")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Budget(binding=config.getoption("budget")))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

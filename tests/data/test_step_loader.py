@@ -13,6 +13,7 @@ from megatron_gptx.config.batch import Batch
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.data.gpt_dataset import GPTDataset, Shaping
 from megatron_gptx.data.loader import StepLoader
+from tests.pairs import extended
 
 GLOBAL = 12
 
@@ -56,9 +57,14 @@ def test_labels_are_the_tokens_that_follow(samples):
     assert torch.equal(step[0].labels[:1], torch.from_numpy(expected.labels))
 
 
-@pytest.mark.parametrize("prefetch", [0, 1, 3])
+# Each layout once, read ahead in turn by no steps, one, and three.
 @pytest.mark.parametrize(
-    ("replicas", "micro"), [(1, 1), (1, 4), (2, 2), (3, 2), (2, 1), (4, 1), (4, 3)]
+    ("replicas", "micro", "prefetch"),
+    [
+        (*layout, prefetch) if i % 3 == j else extended(*layout, prefetch)
+        for i, layout in enumerate([(1, 1), (1, 4), (2, 2), (3, 2), (2, 1), (4, 1), (4, 3)])
+        for j, prefetch in enumerate([0, 1, 3])
+    ],
 )
 def test_every_layout_shows_the_same_global_order(samples, replicas, micro, prefetch):
     shares = [

@@ -19,14 +19,6 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(params=["avx512", "avx2", "default"])
-def variant(request, kernels) -> str:
-    """Return one vector width that this CPU has."""
-    if request.param not in torch.ops.gptx.cpu_variants():
-        pytest.skip(f"this CPU has no {request.param}")
-    return request.param
-
-
 def draw(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
