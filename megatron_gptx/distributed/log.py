@@ -4,9 +4,11 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
+
+from megatron_gptx.distributed.status import MISTAKE
 
 # What the file `stop_request` may hold besides a signal's name.
 TIME_LIMIT = "training.time_limit_minutes"
@@ -18,6 +20,7 @@ class _Lossy(io.RawIOBase):
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
+        self.problem: OSError | None = None  # why something was dropped
 
     def writable(self) -> bool:
         """Return that this is a stream to write to."""
@@ -35,7 +38,8 @@ class _Lossy(io.RawIOBase):
         """Write some bytes, or lose them, and return how many."""
         try:
             return os.write(self.descriptor, content)
-        except OSError:  # the reader or the terminal is gone, the disk is full
+        except OSError as error:  # the reader or the terminal is gone, the disk is full
+            self.problem = error
             return memoryview(content).nbytes
 
 
@@ -59,6 +63,22 @@ def lossy_output() -> Iterator[None]:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = before
+
+
+def run_program(work: Callable[[], int]) -> int:
+    """Return the status of a program, which goes on where those who read its output have gone.
+
+    That a reader leaves (`| head`) is no mistake; a full disk is one, for the output is wanted.
+    """
+    with lossy_output():
+        output = sys.stdout
+        status = work()
+        output.flush()
+        problem = output.buffer.raw.problem  # type: ignore[attr-defined]
+        if problem is None or isinstance(problem, BrokenPipeError):
+            return status
+        sys.stderr.write(f"the output cannot be written: {problem.strerror}\n")
+        return status or MISTAKE
 
 
 def redirect_output(path: Path) -> TextIO:
