@@ -70,6 +70,8 @@ def run_program(work: Callable[[], int]) -> int:
 
     That a reader leaves (`| head`) is no mistake; a full disk is one, for the output is wanted.
     """
+    if sys.stdout is None:  # it was closed before the program began
+        return work()
     with lossy_output():
         output = sys.stdout
         status = work()

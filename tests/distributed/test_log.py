@@ -60,6 +60,7 @@ def test_a_process_goes_on_when_nobody_reads_its_output(descriptor):
     ("command", "status", "said"),
     [
         ("| true", 0, ""),
+        (">&-", 0, ""),
         ("> /dev/full", 2, "the output cannot be written: No space left on device\n"),
     ],
 )
