@@ -45,20 +45,23 @@ class _Lossy(io.RawIOBase):
 
 def lossy(descriptor: int) -> TextIO:
     """Return a stream for words to people, which no run may depend on: writing never fails."""
-    return io.TextIOWrapper(
-        io.BufferedWriter(_Lossy(descriptor)), errors="backslashreplace", line_buffering=True
-    )
+    return _text(_Lossy(descriptor))
+
+
+def _text(raw: _Lossy) -> TextIO:
+    return io.TextIOWrapper(io.BufferedWriter(raw), errors="backslashreplace", line_buffering=True)
 
 
 @contextlib.contextmanager
-def lossy_output() -> Iterator[None]:
-    """Let this process go on without those who read its stdout and stderr."""
+def lossy_output() -> Iterator[_Lossy]:
+    """Let this process go on without those who read its stdout, which is yielded, and stderr."""
     before = sys.stdout, sys.stderr
     sys.stdout.flush()
     sys.stderr.flush()
-    sys.stdout, sys.stderr = lossy(1), lossy(2)
+    output = _Lossy(1)
+    sys.stdout, sys.stderr = _text(output), lossy(2)
     try:
-        yield
+        yield output
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -72,14 +75,12 @@ def run_program(work: Callable[[], int]) -> int:
     """
     if sys.stdout is None:  # it was closed before the program began
         return work()
-    with lossy_output():
-        output = sys.stdout
+    with lossy_output() as output:
         status = work()
-        output.flush()
-        problem = output.buffer.raw.problem  # type: ignore[attr-defined]
-        if problem is None or isinstance(problem, BrokenPipeError):
+        sys.stdout.flush()
+        if output.problem is None or isinstance(output.problem, BrokenPipeError):
             return status
-        sys.stderr.write(f"the output cannot be written: {problem.strerror}\n")
+        sys.stderr.write(f"the output cannot be written: {output.problem.strerror}\n")
         return status or MISTAKE
 
 
