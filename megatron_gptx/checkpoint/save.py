@@ -90,6 +90,7 @@ class Saver:
         self.leader = dist.get_rank() == 0
         self.run_id = uuid.uuid4().hex
         self.pending: _Pending | None = None
+        self.best: Mapping[str, Any] | None = None  # what the newest checkpoint says of the best one
         self.num_bytes = 0  # of all ranks' parts; the same in each save
         self.pruned: Future[Any] | None = None
         self.buffers: dict[str, Tensor] = {}  # the copies of the last asynchronous save
@@ -188,6 +189,7 @@ class Saver:
             texts = "; ".join(problem.text for problem in problems)
             self._fail(CheckpointError(f"{job.final} could not be written: {texts}"), last=last)
             return
+        self.best = job.manifest["best"]
         self.say(f"step {job.step}: saved {job.final}")
         if self.upload:
             self.upload.add(job.final)
