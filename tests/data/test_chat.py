@@ -5,7 +5,7 @@ import json
 import pytest
 import tokenizers
 
-from megatron_gptx.commands import inspect, preprocess, verify
+from megatron_gptx.commands import inspect, merge, preprocess, split, verify
 from megatron_gptx.config.batch import IGNORE
 from megatron_gptx.config.data import DataConfig
 from megatron_gptx.config.errors import UserError
@@ -205,3 +205,13 @@ def test_what_is_learned_of_chats_is_shown(folder, capsys):
     labels = IndexedDataset("d_labels")
     num_learned = (labels.read(0, labels.num_tokens) != IGNORE).sum()
     assert f"learned      {num_learned} of them, as labels" in capsys.readouterr().out
+
+
+def test_labels_stay_labels_in_parts_and_joined_but_not_beside_tokens(folder, capsys):
+    assert run() == 0
+    assert split.main(["d_labels", "--shares", "1,1"]) == 0
+    parts = ["d_labels_train", "d_labels_valid"]
+    assert merge.main([*parts, "--output-prefix", "again"]) == 0
+    assert verify.main([*parts, "again"]) == 0
+    assert merge.main(["d_labels", "d", "--output-prefix", "mixed"]) == 2
+    assert "d_labels holds labels, and d tokens" in capsys.readouterr().err
