@@ -101,9 +101,10 @@ def _main(argv: Sequence[str], root: Path, program: str) -> int:
         raise UserError(f"{given}: no such script in {root}; {hint}see {program} --help")
     if {"-h", "--help"} & set(rest):
         return _help(script, worker, program)
-    paths, options, arguments = _parse(rest, program)
+    command = f"{program} {given}"
+    paths, options, arguments = _parse(rest, program, command)
     if arguments and script in ("show", *WITHOUT_ARGUMENTS):
-        does = meant(arguments[0], OF_THE_LAUNCHER, program)
+        does = meant(arguments[0], OF_THE_LAUNCHER, command)
         raise UserError(f"{given} does not know {shlex.join(arguments)}{does}")
     if script == "show":
         _show(paths, options.set)
@@ -111,7 +112,7 @@ def _main(argv: Sequence[str], root: Path, program: str) -> int:
     if script in SINGLE_PROCESS:
         if options.requeue:
             raise UserError(f"--requeue is for scripts that train, not for {script}")
-        parser = script_parser(script, f"{program} {given} CONFIG")
+        parser = script_parser(script, f"{command} CONFIG")
         asked = parser.parse(["--config", "", *arguments]) if options.dry_run else None
         found = draft(paths, options.set)
         checks = single_process_checks(found.config) if found.config else []
@@ -245,15 +246,19 @@ def _with_whole_prompts(argv: Sequence[str]) -> list[str]:
     return whole
 
 
-def _parse(argv: Sequence[str], program: str) -> tuple[list[Path], argparse.Namespace, list[str]]:
+def _parse(
+    argv: Sequence[str], program: str, command: str
+) -> tuple[list[Path], argparse.Namespace, list[str]]:
     rest, paths = list(argv), []
     while rest and not rest[0].startswith("-"):
         paths.append(Path(rest.pop(0)))
     if not all(argv[: len(paths)]):
         raise UserError("the name of a configuration is empty; name a file, such as configs/1B.yml")
     if not paths:
-        raise UserError(f"no configuration given\n\n{usage(program)}")
-    parser = _Parser(prog=program, allow_abbrev=False, add_help=False)
+        late = any(Path(word).suffix in {".yml", ".yaml"} for word in argv)
+        problem = "no configuration before the first option" if late else "no configuration given"
+        raise UserError(f"{problem}\n\n{usage(program)}")
+    parser = _Parser(prog=command, allow_abbrev=False, add_help=False)
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--requeue", action="store_true")

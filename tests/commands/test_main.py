@@ -131,7 +131,7 @@ def test_a_mistake_is_answered_by_the_commands_own_usage(capsys):
 
 def test_a_mistake_in_a_launch_names_the_command_as_it_was_typed(tiny, capsys):
     assert main(["train", "tiny.yml", "--unheard-of"]) == 2
-    assert capsys.readouterr().err == "train does not know --unheard-of; see gptx --help\n"
+    assert capsys.readouterr().err == "train does not know --unheard-of; see gptx train --help\n"
 
 
 def test_show_and_a_dry_run_need_no_checkout(tiny, capsys):

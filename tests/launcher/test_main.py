@@ -156,6 +156,10 @@ MISTAKES = {
     "a misspelt show": (["shwo", "tiny.yml"], "did you mean show? see"),
     "a file of the checkout that is no script": (["setup", "tiny.yml"], "setup: no such script"),
     "no configuration": (["train.py"], "no configuration given"),
+    "a configuration after all options": (
+        ["train.py", "--dry-run", "tiny.yml"],
+        "no configuration before the first option",
+    ),
     "a missing configuration": (["train.py", "nowhere.yml"], "nowhere.yml"),
     "a script's name that is left out": (["tiny.yml"], "tiny.yml: no such script"),
     "a script elsewhere": (["tools/plan.py", "tiny.yml"], "tools/plan.py: no such script"),
