@@ -17,4 +17,5 @@ def run(command: str) -> NoReturn:
     # In place of tools/, whose file names are not for `import`.
     sys.path[0] = str(ROOT)
     module = importlib.import_module(f"megatron_gptx.commands.{command}")
-    sys.exit(module.main(sys.argv[1:], sys.argv[0]))
+    log = importlib.import_module("megatron_gptx.distributed.log")
+    sys.exit(log.run_program(lambda: module.main(sys.argv[1:], sys.argv[0])))

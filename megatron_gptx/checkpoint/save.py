@@ -43,6 +43,7 @@ from megatron_gptx.checkpoint.layout import (
 )
 from megatron_gptx.checkpoint.manifest import describe_run
 from megatron_gptx.checkpoint.prune import delete, delete_oldest, prune, tidy
+from megatron_gptx.checkpoint.run_tokenizer import tokenizer_folder
 from megatron_gptx.checkpoint.tensors import Part, Snapshot, Written, written
 from megatron_gptx.checkpoint.upload import Upload
 from megatron_gptx.config.schema import Config
@@ -90,6 +91,9 @@ class Saver:
         self.leader = dist.get_rank() == 0
         self.run_id = uuid.uuid4().hex
         self.pending: _Pending | None = None
+        self.best: Mapping[str, Any] | None = (
+            None  # what the newest checkpoint says of the best one
+        )
         self.num_bytes = 0  # of all ranks' parts; the same in each save
         self.pruned: Future[Any] | None = None
         self.buffers: dict[str, Tensor] = {}  # the copies of the last asynchronous save
@@ -101,7 +105,8 @@ class Saver:
         self.upload: Upload | None = None
         if self.leader:
             if config.checkpoint.upload is not None:
-                self.upload = Upload(config.checkpoint.upload, say=say)
+                tokenizer = tokenizer_folder(config.output.run_dir)
+                self.upload = Upload(config.checkpoint.upload, say=say, tokenizer=tokenizer)
             self.lock = lock(self.folder)
             tidy(self.folder)
             if not checkpoints(self.folder) and not (self.folder / LATEST).exists():
@@ -188,6 +193,7 @@ class Saver:
             texts = "; ".join(problem.text for problem in problems)
             self._fail(CheckpointError(f"{job.final} could not be written: {texts}"), last=last)
             return
+        self.best = job.manifest["best"]
         self.say(f"step {job.step}: saved {job.final}")
         if self.upload:
             self.upload.add(job.final)

@@ -1,6 +1,5 @@
 """What a launch would fail by: folders, ports, hosts and checkpoints, before a process starts."""
 
-import argparse
 import errno
 import json
 import os
@@ -20,10 +19,11 @@ from megatron_gptx.checkpoint.changes import (
 )
 from megatron_gptx.checkpoint.choice import at_step, choose_checkpoint, named, newest_readable
 from megatron_gptx.checkpoint.layout import Checkpoint, CheckpointError, newest
-from megatron_gptx.config.errors import UserError, why
+from megatron_gptx.config.errors import OptionError, UserError, why
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.section import Check, Problem
+from megatron_gptx.data.build import build_validation
 from megatron_gptx.data.fingerprint import fingerprints
 from megatron_gptx.launcher.devices import hostfile_slots, local_device
 from megatron_gptx.launcher.hosts import check_words, hosts_environment
@@ -49,20 +49,21 @@ def launch_checks(config: Config, words: Sequence[str], *, fresh_may_go_on: bool
     ]
 
 
-def single_process_checks(
-    config: Config, arguments: Sequence[str], *, dry_run: bool
-) -> list[Check]:
-    """Return the checks of a script that reads a trained model in one process.
+def single_process_checks(config: Config) -> list[Check]:
+    """Return the checks of a script that reads a trained model in one process."""
+    return [partial(_run_folder_is_named, config), partial(_local_device, config)]
 
-    What the process itself looks for as soon as it starts is looked for here in a dry run only.
+
+def dry_run_checks(config: Config, script: str, *, wanted: str | None) -> list[Check]:
+    """Return the checks of what such a script looks for itself, as soon as it is started.
 
     Args:
         config: the run.
-        arguments: what the script gets besides the configuration.
-        dry_run: whether the script will not be started.
+        script: its name.
+        wanted: the checkpoint that it is asked for.
     """
-    checks: list[Check] = [partial(_run_folder_is_named, config), partial(_local_device, config)]
-    return [*checks, partial(_chosen_checkpoint, config, arguments)] if dry_run else checks
+    checks: list[Check] = [partial(_chosen_checkpoint, config, wanted)]
+    return [*checks, partial(_validation, config)] if script == "evaluate.py" else checks
 
 
 def _local_device(config: Config) -> Iterator[Problem]:
@@ -70,11 +71,18 @@ def _local_device(config: Config) -> Iterator[Problem]:
     yield from ()
 
 
-def _chosen_checkpoint(config: Config, arguments: Sequence[str]) -> Iterator[Problem]:
+def _validation(config: Config) -> Iterator[Problem]:
+    """Find validation data that is not there."""
+    try:
+        build_validation(config.data, seq_length=config.model.seq_length)
+    except OptionError:
+        raise
+    except UserError as error:
+        yield Problem("data.valid" if config.data.split is None else "data.split", str(error))
+
+
+def _chosen_checkpoint(config: Config, wanted: str | None) -> Iterator[Problem]:
     """Find a checkpoint that is not there, or is of another model."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--checkpoint", nargs="?")  # a missing value is for the script to refuse
-    wanted = parser.parse_known_args(arguments)[0].checkpoint
     if not config.output.run_dir.strip():
         return
     try:

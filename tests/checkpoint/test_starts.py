@@ -287,3 +287,24 @@ def test_the_tools_pass_over_a_checkpoint_that_is_deleted_meanwhile(tmp_path, mo
         write_checkpoint(tmp_path, 1)
     said = capsys.readouterr()
     assert "damaged" not in said.out + said.err
+
+
+def test_a_best_checkpoint_that_was_not_saved_is_not_remembered(corpus, tmp_path, monkeypatch):
+    with IndexedDatasetWriter(tmp_path / "random", np.uint16) as writer:
+        writer.add_document(np.random.default_rng(1).integers(0, VOCAB_SIZE, 2000))
+    monkeypatch.setenv("GPTX_FAULT", "full:at=manifest:step=4")
+    options = {
+        "data__valid": str(tmp_path / "random"),
+        "checkpoint__keep_best": True,
+        "evaluation__interval": 4,
+        "optimizer__lr": 0.03,
+        "training__steps": 13,
+    }
+    rows = train(tiny_config(corpus, tmp_path / "run", **options))
+    measured = {row["step"]: row["valid_loss"] for row in rows if "valid_loss" in row}
+    assert min(measured, key=measured.__getitem__) == 4
+    saved = [step_of(path) for path in checkpoints(tmp_path / "run" / "checkpoints")]
+    assert 4 not in saved
+    best = newest_of(tmp_path / "run").manifest["best"]
+    assert best["step"] in saved
+    assert best["valid_loss"] == min(loss for step, loss in measured.items() if step != 4)

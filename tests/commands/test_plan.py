@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_gptx.commands.plan import main
+
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "configs" / "1B-v100x2.yml"
 
@@ -84,3 +86,9 @@ assert not {{"torch", "deepspeed", "numpy"}} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("device", "said"), [("auto", True), ("cuda", False), ("cpu", False)])
+def test_a_plan_says_which_device_it_takes_for_granted(tiny, capsys, device, said):
+    assert main([str(tiny), "--set", f"launch.device={device}"]) == 0
+    assert ("Planned for GPUs, as launch.device is auto" in capsys.readouterr().out) == said

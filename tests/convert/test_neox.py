@@ -221,6 +221,7 @@ def test_the_loss_scale_is_handed_on_with_fp16_only():
         ({"train_iters": 1000, "lr_decay_fraction": 0.5}, (5, 495)),
         ({"train_iters": 5, "lr_decay_iters": 320000, "warmup": 0.0}, (0, 320000)),
         ({"train_iters": 1000, "warmup": 0}, (0, None)),
+        ({"train_iters": 40, "warmup": 0.01}, (1, None)),
     ],
 )
 def test_warmup_is_a_share_of_the_steps_to_the_end_of_the_decay(settings, expected):

@@ -89,7 +89,8 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(deepy, root, script):
     if script == "generate.py":
         save()
     before = sorted(root.rglob("*"))
-    status, shown, _ = deepy(script, "tiny.yml", "--dry-run")
+    prompt = ["--prompt", "x"] if script == "generate.py" else []
+    status, shown, _ = deepy(script, "tiny.yml", "--dry-run", *prompt)
     assert status == 0
     assert "2 stages x 1 replica" in shown
     assert sorted(root.rglob("*")) == before
@@ -155,6 +156,10 @@ MISTAKES = {
     "a misspelt show": (["shwo", "tiny.yml"], "did you mean show? see"),
     "a file of the checkout that is no script": (["setup", "tiny.yml"], "setup: no such script"),
     "no configuration": (["train.py"], "no configuration given"),
+    "a configuration after all options": (
+        ["train.py", "--dry-run", "tiny.yml"],
+        "no configuration before the first option",
+    ),
     "a missing configuration": (["train.py", "nowhere.yml"], "nowhere.yml"),
     "a script's name that is left out": (["tiny.yml"], "tiny.yml: no such script"),
     "a script elsewhere": (["tools/plan.py", "tiny.yml"], "tools/plan.py: no such script"),
@@ -208,3 +213,19 @@ def test_a_truncated_dataset_is_found_before_anything_starts(deepy, root):
     assert (status, started(root)) == (2, [])
     assert said.count("train.bin") == 1
     assert "Traceback" not in said
+
+
+def test_a_dry_run_checks_what_a_script_would_refuse_itself(deepy, root):
+    save()
+    (root / "evaluate.py").write_text(NOTE)
+    refused = {
+        ("generate.py", "--promt", "x"): "generate.py CONFIG does not know --promt; did you mean",
+        ("generate.py",): "the following arguments are required: --prompt",
+        ("evaluate.py", "--set", "data.valid=null"): "data.valid: there is no validation data",
+        ("evaluate.py", "--set", "data.valid=gone"): "data.valid: gone.idx: no such file",
+    }
+    assert deepy("evaluate.py", "tiny.yml", "--dry-run")[0] == 0
+    for (script, *words), message in refused.items():
+        status, _, said = deepy(script, "tiny.yml", "--dry-run", *words)
+        assert (status, message in said) == (2, True), said
+    assert started(root) == []
