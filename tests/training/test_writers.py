@@ -2,6 +2,7 @@
 
 import base64
 import json
+import subprocess
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -251,3 +252,39 @@ def test_writers_follow_the_configuration(tmp_path):
     assert [type(writer) for writer in both] == [MetricsFile, Optional]
     for writer in (*plain, *both):
         writer.close()
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """Mount a disk of its own; yield a file on it that leaves no room."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    with pytest.raises(OSError, match="No space left"), (tmp_path / "filler").open("wb") as file:
+        file.write(bytes(1 << 20))
+    yield tmp_path / "filler"
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def test_rows_that_find_no_room_wait_and_are_all_there_in_the_end(full_disk):
+    path, said = full_disk.with_name("metrics.jsonl"), []
+    writer = MetricsFile(path, resumed_step=0, say=said.append)
+    for step in (1, 2, 3):
+        writer.write({"step": step})
+    assert path.read_bytes() == b""
+    full_disk.unlink()
+    writer.write({"step": 4})
+    writer.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+    assert said == [
+        f"no space left for {path}: its rows wait until there is",
+        f"{path} has all its rows again",
+    ]
+
+
+def test_rows_that_never_find_room_end_no_run(full_disk):
+    path, said = full_disk.with_name("metrics.jsonl"), []
+    writer = MetricsFile(path, resumed_step=0, say=said.append)
+    writer.write(ROW)
+    writer.close()
+    assert said[1:] == [f"{path} lacks its last 1 rows: no space left"]
