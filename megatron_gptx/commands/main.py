@@ -53,8 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command in LAUNCHED:
         launcher = importlib.import_module("megatron_gptx.launcher.main")
         return int(launcher.main(words, WORKERS, "gptx"))
+    from megatron_gptx.config.paths import expand_words  # a list of commands needs no pydantic
+
     module = importlib.import_module(f"megatron_gptx.commands.{command}")
-    return int(module.main(rest, f"gptx {command}"))
+    return int(module.main(expand_words(rest), f"gptx {command}"))
 
 
 def usage() -> str:

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from megatron_gptx.config.paths import expand_home
+
 
 class Once(argparse.Action):
     """Stores a value, and refuses a second one: it would replace the first without a word."""
@@ -28,6 +30,7 @@ def argument_parser(prog: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint",
         action=Once,
+        type=expand_home,
         metavar="STEP|PATH",
         help="a step of this run, or the folder of a checkpoint or a run; default: the newest",
     )

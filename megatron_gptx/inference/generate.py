@@ -17,6 +17,7 @@ from megatron_gptx.checkpoint.run_tokenizer import (
 )
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.output import GenerationConfig
+from megatron_gptx.config.paths import expand_home
 from megatron_gptx.config.schema import Config
 from megatron_gptx.inference.arguments import Once, argument_parser
 from megatron_gptx.inference.load import load_chosen
@@ -37,7 +38,9 @@ def main(prog: str | None = None) -> int:
         action="append",
         help="text to continue; given several times, each is continued by itself",
     )
-    parser.add_argument("--output", type=Path, action=Once, help="also write what is printed here")
+    parser.add_argument(
+        "--output", type=expand_home, action=Once, help="also write what is printed here"
+    )
     options = parser.parse_args()
     shown = []
     try:
@@ -47,7 +50,7 @@ def main(prog: str | None = None) -> int:
             shown.append(f"{title}{text}\n")
             _print(shown[-1])
         if options.output:
-            _write(options.output, "".join(shown))
+            _write(Path(options.output), "".join(shown))
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -22,6 +22,7 @@ from megatron_gptx.checkpoint.choice import at_step, choose_checkpoint, named, n
 from megatron_gptx.checkpoint.layout import Checkpoint, CheckpointError, newest
 from megatron_gptx.config.errors import UserError, why
 from megatron_gptx.config.model import ModelConfig
+from megatron_gptx.config.paths import expand_home
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.section import Check, Problem
 from megatron_gptx.data.fingerprint import fingerprints
@@ -73,7 +74,8 @@ def _local_device(config: Config) -> Iterator[Problem]:
 def _chosen_checkpoint(config: Config, arguments: Sequence[str]) -> Iterator[Problem]:
     """Find a checkpoint that is not there, or is of another model."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--checkpoint", nargs="?")  # a missing value is for the script to refuse
+    # A missing value is for the script to refuse.
+    parser.add_argument("--checkpoint", nargs="?", type=expand_home)
     wanted = parser.parse_known_args(arguments)[0].checkpoint
     if not config.output.run_dir.strip():
         return
