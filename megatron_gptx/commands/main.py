@@ -57,8 +57,10 @@ def _main(words: Sequence[str]) -> int:
     if command in LAUNCHED:
         launcher = importlib.import_module("megatron_gptx.launcher.main")
         return int(launcher.main(words, WORKERS, "gptx"))
+    from megatron_gptx.config.paths import expand_words  # a list of commands needs no pydantic
+
     module = importlib.import_module(f"megatron_gptx.commands.{command}")
-    return int(module.main(rest, f"gptx {command}"))
+    return int(module.main(expand_words(rest), f"gptx {command}"))
 
 
 def usage() -> str:

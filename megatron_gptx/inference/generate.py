@@ -39,7 +39,7 @@ def main(prog: str | None = None) -> int:
             shown.append(f"{title}{text}\n")
             _print(shown[-1])
         if options.output:
-            _write(options.output, "".join(shown))
+            _write(Path(options.output), "".join(shown))
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from megatron_gptx.config.errors import UserError
+from megatron_gptx.config.paths import expand_home
 from megatron_gptx.config.yaml_reader import closest
 
 OF_THE_LAUNCHER = ("--set", "--dry-run", "--requeue", "--help")
@@ -67,6 +68,7 @@ def script_parser(script: str, prog: str | None) -> ScriptParser:
     parser.add_argument("--config", required=True, help=argparse.SUPPRESS)
     parser.add_argument(
         "--checkpoint",
+        type=expand_home,
         action=Once,
         metavar="STEP|PATH",
         help="a step of this run, or the folder of a checkpoint or a run; default: the newest",
@@ -81,6 +83,6 @@ def script_parser(script: str, prog: str | None) -> ScriptParser:
             help="text to continue; given several times, each is continued by itself",
         )
         parser.add_argument(
-            "--output", type=Path, action=Once, help="also write what is printed here"
+            "--output", type=expand_home, action=Once, help="also write what is printed here"
         )
     return parser

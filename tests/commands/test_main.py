@@ -145,3 +145,18 @@ def test_a_tool_names_itself_as_it_was_typed():
     shown = python("tools/inspect_dataset.py", "--help").stdout
     assert shown.startswith("usage: tools/inspect_dataset.py ")
     assert "\ntools/inspect_dataset.py data/corpus --duplicates" in shown
+
+
+@pytest.mark.parametrize("through", ["gptx", "tools"])
+def test_a_dataset_in_the_home_folder_lies_there(tmp_path, monkeypatch, through):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    Path("corpus.jsonl").write_text('{"text": "one two"}\n')
+    words = ["corpus.jsonl", "--tokenizer=bytes", "--output-prefix=~/data/x"]
+    if through == "gptx":
+        assert main(["preprocess", *words]) == 0
+    else:
+        tool = [sys.executable, str(ROOT / "tools" / "preprocess_data.py"), *words]
+        subprocess.run(tool, check=True, capture_output=True)
+    assert (tmp_path / "home" / "data" / "x.bin").is_file()
+    assert not Path("~").exists()

@@ -170,7 +170,9 @@ def test_the_result_is_printed_for_people_or_as_json(trained, monkeypatch, capsy
     words = ["evaluate.py", "--config", encode(config)]
     monkeypatch.setattr("sys.argv", words)
     assert main() == 0
-    assert f"step 4: validation loss {valid_loss:.4f} nats" in capsys.readouterr().out
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"step 4: validation loss {valid_loss:.4f} nats")
+    assert second == "measured on 512 tokens in 2 batches"
     monkeypatch.setattr("sys.argv", [*words, "--json"])
     assert main() == 0
     printed = json.loads(capsys.readouterr().out)

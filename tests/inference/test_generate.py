@@ -383,3 +383,15 @@ def test_a_model_whose_weights_are_not_finite_is_a_message(trained, tmp_path):
         model.layers[-1].weight.fill_(float("nan"))
     with pytest.raises(UserError, match="the model's largest logit is nan"):
         list(generate(model, PROMPT, GenerationConfig(temperature=0.0), 32))
+
+
+def test_the_first_word_that_is_written_is_none_of_the_prompt(trained, tmp_path):
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({f"w{number}": number for number in range(64)}, "w0")
+    )
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    words.save(str(tmp_path / "tokenizer.json"))
+    (text,) = complete(with_tokenizer(trained(), tmp_path / "tokenizer.json"), ["w3 w5"])
+    assert text.startswith("w3 w5 ")
+    assert len(text.split()) > 3
+    assert {*text.split()} <= {*words.get_vocab()}

@@ -5,6 +5,7 @@ import pytest
 from megatron_gptx.checkpoint.choice import choose_checkpoint
 from megatron_gptx.checkpoint.layout import CheckpointError, checkpoint_folder
 from megatron_gptx.inference.evaluate import evaluate
+from megatron_gptx.launcher.arguments import script_parser
 from tests.runs import tiny_config, train
 
 
@@ -73,3 +74,9 @@ def test_a_run_that_has_saved_nothing_is_a_message(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         choose_checkpoint("elsewhere", str(tmp_path))
+
+
+def test_a_checkpoint_may_lie_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/the/home")
+    options = script_parser("evaluate.py", None).parse(["--config", "x", "--checkpoint=~/run"])
+    assert options.checkpoint == "/the/home/run"

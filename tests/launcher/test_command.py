@@ -103,7 +103,8 @@ def test_hosts_are_started_by_deepspeeds_runner(tmp_path):
     )
     command = launch_command(config, Placement("cuda", 1, 2), Path("train.py"), [])
     assert command[:3] == module_command("deepspeed.launcher.runner")
-    assert {"--launcher=slurm", "--master_addr=node1", "--launcher_args=--exclusive"} <= {*command}
+    words = ("--launcher=slurm", "--master_addr=node1", "--launcher_args=--exclusive")
+    assert {*words, "--no_ssh_check"} <= {*command}
     hostfile = Path(command[command.index("--hostfile") + 1])
     assert hostfile == tmp_path / "logs" / "hostfile"
     assert hostfile.read_text() == "node1 slots=2\n"
