@@ -76,7 +76,14 @@ def json_schema() -> str:
     for definition in schema["$defs"].values():
         _loosen(definition)
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "GPT-X run"}
-    return json.dumps({**schema, **head}, indent=2, ensure_ascii=False) + "\n"
+    # Older versions of pydantic write a limit of 1 as 1.0; to a schema they are the same number.
+    whole = json.loads(json.dumps({**schema, **head}), parse_float=_shortest)
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+
+
+def _shortest(text: str) -> float:
+    number = float(text)
+    return int(number) if number.is_integer() else number
 
 
 def _loosen(definition: dict[str, Any]) -> None:
