@@ -1,5 +1,6 @@
 # Every target makes .venv by itself; `make help` lists them.
-# Variables: PYTHON (the interpreter that .venv is made with), PYTEST (more arguments for pytest).
+# Variables: PYTHON (the interpreter that .venv is made with), PYTEST (more arguments for pytest),
+# CONSTRAINTS (constraints-lowest.txt installs the lowest versions that pyproject.toml names).
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -8,6 +9,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 PYTEST ?=
+CONSTRAINTS ?= constraints.txt
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
@@ -81,11 +83,14 @@ repository: $(INSTALLED) ## Check the rules of the repository, and that every op
 	$(PY) -m pytest tests/test_repository.py tests/config/test_options_are_read.py
 
 # Each build of torch names its own CUDA libraries; pinned here, they would rule out the other builds.
-lock: $(INSTALLED) ## Write constraints.txt anew; make lock UPGRADE='--upgrade-package numpy' moves a pin
+# The lowest versions are for Python 3.10: newer ones have no wheels of some of them.
+COMPILE = $(VENV)/bin/uv pip compile --quiet --python-version 3.10 --all-extras --no-annotate --custom-compile-command 'make lock'
+lock: $(INSTALLED) ## Write both files of constraints anew; make lock UPGRADE='--upgrade-package numpy' moves a pin
 	$(PY) -m pip install --quiet uv
-	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-annotate \
-	  --custom-compile-command 'make lock' $(UPGRADE) --output-file constraints.txt pyproject.toml
-	sed -i.old -E '/^(cuda|nvidia)-/d' constraints.txt && rm constraints.txt.old
+	$(COMPILE) --universal $(UPGRADE) --output-file constraints.txt pyproject.toml
+	$(COMPILE) --resolution lowest-direct --python-platform x86_64-manylinux_2_28 $(UPGRADE) \
+	  --output-file constraints-lowest.txt pyproject.toml
+	sed -i.old -E '/^(cuda|nvidia)-/d' constraints.txt constraints-lowest.txt && rm constraints*.txt.old
 
 clean: ## Remove caches and build products; keep .venv, runs/ and data/
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
@@ -96,7 +101,7 @@ distclean: clean ## Remove .venv too
 
 # The stamp comes last: an install that was interrupted is taken up again. pip reads its own
 # environment (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...), so another index needs no option here.
-$(INSTALLED): pyproject.toml setup.py constraints.txt
+$(INSTALLED): pyproject.toml setup.py $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
 	  echo "megatron_gptx needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo not there)." >&2; \
 	  echo "Name another interpreter: make PYTHON=python3.12" >&2; exit 2; }
@@ -105,7 +110,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt
 	  echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing into $(VENV): a few minutes the first time."
-	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PY) -m pip install --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	@touch $@
 
 # The last compiler for V100. In a folder of its own: in .venv it could be another than the one torch wants.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from tests.budget import read_budgets
@@ -282,20 +283,40 @@ def test_workflows_pin_their_actions_and_run_the_ci_script_target_by_target():
     assert jobs[0]["strategy"]["matrix"]["target"] == ci_targets()
 
 
-def test_every_dependency_is_pinned_inside_its_range():
+def pins_of(name: str) -> dict[str, list[Requirement]]:
     pins: dict[str, list[Requirement]] = {}
-    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             pin = Requirement(line)
             pins.setdefault(canonicalize_name(pin.name), []).append(pin)
-    assert str(pins["torch"][0].specifier) == "==2.13.0"
-    assert str(pins["deepspeed"][0].specifier) == "==0.19.8"
+    return pins
+
+
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-lowest.txt"])
+def test_every_dependency_is_pinned_inside_its_range(name):
+    pins = pins_of(name)
     for wanted in dependencies():
         found = pins.get(canonicalize_name(wanted.name))
-        assert found, f"constraints.txt does not pin {wanted.name}: run `make lock`"
+        assert found, f"{name} does not pin {wanted.name}: run `make lock`"
         for pin in found:
             (version,) = [s.version for s in pin.specifier]
             assert wanted.specifier.contains(version, prereleases=True), f"{pin} is not {wanted}"
+
+
+def test_the_pinned_torch_and_deepspeed_are_those_that_were_measured():
+    pins = pins_of("constraints.txt")
+    assert str(pins["torch"][0].specifier) == "==2.13.0"
+    assert str(pins["deepspeed"][0].specifier) == "==0.19.8"
+
+
+def test_the_lowest_versions_are_those_that_the_project_names():
+    pins = pins_of("constraints-lowest.txt")
+    for wanted in dependencies():
+        (lowest,) = [s.version for s in wanted.specifier if s.operator == ">="]
+        (pin,) = pins[canonicalize_name(wanted.name)]
+        (version,) = [s.version for s in pin.specifier]
+        # 3.6.1 is the lowest 3.6 where 3.6.0 was withdrawn.
+        assert SpecifierSet(f"=={lowest}.*").contains(version), f"{pin} is not the lowest"
 
 
 def dependencies() -> list[Requirement]:
