@@ -11,7 +11,7 @@ from tests.launches import Place
 from tests.runs import tiny_config, train
 
 TIMEOUT_SECONDS = 8
-# DeepSpeed's launcher gives every rank 30 seconds after SIGTERM, which a stopped one needs.
+# The launcher of a node gives every rank 30 seconds after SIGTERM, which a stopped one needs.
 BOUND_SECONDS = TIMEOUT_SECONDS + 35
 
 LAYOUTS: dict[str, dict[str, Any]] = {

@@ -39,7 +39,7 @@ class Run:
         return has_rows(self.run_dir / "metrics.jsonl")
 
     def node(self) -> int:
-        """Return the process of DeepSpeed's launcher."""
+        """Return the process that starts the ranks."""
         pid = self.launcher.pid
         return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 

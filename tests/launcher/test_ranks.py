@@ -39,7 +39,7 @@ def command(config, placement, script, arguments) -> list[str]:
 def launch(tmp_path, capfd, monkeypatch):
     """Launch the script above, and return its status, how often it was started, what is shown.
 
-    Without DeepSpeed's launcher between: its import would take most of the time.
+    Without the launcher of a node between, whose statuses the scripts stand for.
     """
     monkeypatch.setattr(ranks, "launch_command", command)
     (tmp_path / "other.py").write_text(SCRIPT)
@@ -71,7 +71,7 @@ def launch(tmp_path, capfd, monkeypatch):
         ("1", FAILED, ""),
         ("2", MISTAKE, ""),
         ("stopped:75", STOPPED, "stopped by a test"),
-        # DeepSpeed's launcher returns 1 where a signal ended it.
+        # The launcher of a node returns 1 where a signal ended it.
         ("stopped:1", STOPPED, "stopped by a test"),
         # A peer's kill counts more than what a rank that was still starting left.
         ("stopped:137", 137, "ended by SIGKILL"),
