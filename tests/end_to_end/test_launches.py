@@ -158,16 +158,9 @@ def test_a_killed_rank_ends_the_run_with_one_message(place, endless):
     assert place.is_empty()
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        *(
-            pytest.param(each, marks=pytest.mark.extended)
-            for each in ("their launcher starts", "ranks start")
-        ),
-        "ranks have met",
-    ],
-)
+# The ordinary suite kills them in faults/test_chaos.py.
+@pytest.mark.extended
+@pytest.mark.parametrize("moment", ["their launcher starts", "ranks start", "ranks have met"])
 def test_a_killed_launcher_leaves_no_process(place, endless, moment):
     process, run_dir = endless()
     wait_for(
@@ -182,6 +175,7 @@ def test_a_killed_launcher_leaves_no_process(place, endless, moment):
     wait_for(place.is_empty)
 
 
+@pytest.mark.extended
 def test_a_killed_launcher_of_a_node_leaves_no_process(place, endless):
     process, run_dir = endless()
     wait_for((run_dir / "logs" / "rank-1.log").exists)

@@ -48,17 +48,20 @@ def uninterrupted(place, tmp_path_factory) -> list[float]:
     return losses(train(tiny_config(place.folder, run_dir, **options)))
 
 
-def test_a_killed_rank_is_started_again_and_every_loss_is_the_same(place, tmp_path, uninterrupted):
-    """Killed twice: one before the first checkpoint, the other after it."""
+@pytest.mark.parametrize("kills", [1, pytest.param(2, marks=pytest.mark.extended)])
+def test_a_killed_rank_is_started_again_and_every_loss_is_the_same(
+    place, tmp_path, uninterrupted, kills
+):
+    """One kill comes before the first checkpoint, another one after it."""
     early = f"kill:at=step:rank=1:step=1:once={tmp_path}/early"
     late = f"kill:at=step:rank=0:step>=5:once={tmp_path}/late"
-    done = launch(place, tmp_path / "run", 2, f"{early} {late}")
+    done = launch(place, tmp_path / "run", kills, " ".join([early, late][:kills]))
     assert done.status == FINISHED, done.shown + done.said
     again = "after status 137: the ranks go on from the newest intact checkpoint"
-    assert f"restart 1 of 2 {again}" in done.shown
-    assert f"restart 2 of 2 {again}" in done.shown
-    assert done.said.count("error: a process of this run was ended by SIGKILL") == 2
-    assert "resumed at step 4" in done.shown
+    for restart in range(1, kills + 1):
+        assert f"restart {restart} of {kills} {again}" in done.shown
+    assert done.said.count("error: a process of this run was ended by SIGKILL") == kills
+    assert ("resumed at step 4" in done.shown) == (kills == 2)
     assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 8))
     assert losses(rows(tmp_path / "run")) == uninterrupted
 
