@@ -1,7 +1,6 @@
 """What starts the ranks of one node ends them together, and says truly how they ended."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -81,8 +80,12 @@ def test_a_signal_ends_the_ranks_without_a_word(script, signum):
 
 def test_a_rank_that_does_not_answer_is_killed(monkeypatch):
     monkeypatch.setattr(one_node, "PATIENCE_SECONDS", 0.1)
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as rank:
-        os.kill(rank.pid, signal.SIGSTOP)
+    code = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "print('deaf', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as rank:
+        assert rank.stdout.readline() == b"deaf\n"
         one_node._end([rank])
     assert rank.returncode == -signal.SIGKILL
 
