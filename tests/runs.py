@@ -109,7 +109,7 @@ def start_ranks(
 ) -> list[int | None]:
     """Run `work(*arguments)` on ranks and return their exit statuses.
 
-    As in DeepSpeed's launcher, the first one that fails ends the others within a second. What
+    As in the launcher of a node, the first one that fails ends the others within a second. What
     people would see is written to `screen`.
     """
     port = free_port()

@@ -38,20 +38,6 @@ def runs(trained, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def run(capsys):
-    """Run a tool; return its status, output and messages."""
-
-    def run(tool, *arguments):
-        capsys.readouterr()
-        status = tool.main([*map(str, arguments)])
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.err
-        return status, printed.out, printed.err
-
-    return run
-
-
 def step(run_dir: str, number: int) -> Path:
     return Path(run_dir) / "checkpoints" / f"step-{number:08d}"
 

@@ -15,7 +15,7 @@ from tests.runs import tiny_config
 from tests.vocabularies import KINDS, write_vocabulary
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """Go to a folder with a tokenizer and a dataset of ten documents."""
     monkeypatch.chdir(tmp_path)
@@ -25,19 +25,6 @@ def folder(tmp_path, monkeypatch):
     arguments = ["in.jsonl", "--tokenizer", "t.json", "--output-prefix", "data", "--append-eod"]
     assert preprocess.main(arguments) == 0
     return tmp_path
-
-
-@pytest.fixture
-def run(folder, capsys):
-    """Run a tool; return its status, output and messages."""
-
-    def run(tool, *arguments):
-        capsys.readouterr()
-        status = tool.main([*map(str, arguments)])
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
 
 
 def test_what_was_divided_and_merged_again_is_the_same(run, folder):

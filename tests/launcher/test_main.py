@@ -8,6 +8,7 @@ import pytest
 
 from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.data.indexed_dataset import IndexedDataset
+from megatron_gptx.distributed.status import STOPPED
 from megatron_gptx.launcher.command import decode
 from megatron_gptx.launcher.main import main, usage
 from tests.config.broken_launches import save
@@ -17,6 +18,14 @@ from tests.runs import tiny_config, write_corpus
 NOTE = """
 import json, pathlib, sys
 pathlib.Path(__file__).with_suffix(".started").write_text(json.dumps(sys.argv[1:]))
+"""
+
+
+# Ends as a rank does that was asked to stop.
+STOP = """
+import os, pathlib
+pathlib.Path("run/logs/.stopped").write_text("stopped; run the same command to go on")
+os._exit(75)
 """
 
 
@@ -137,6 +146,16 @@ def test_epochs_reach_the_ranks_as_steps(deepy, root):
     assert f"training.epochs 0.5: {training.steps} steps" in out
     tokens = IndexedDataset(root / "train").num_tokens
     assert training.steps == math.ceil(0.5 * math.ceil(tokens / 32) / 8)
+
+
+def test_a_stopped_run_that_began_afresh_says_how_to_go_on(deepy, root):
+    (root / "train.py").write_text(STOP)
+    status, shown, _ = deepy("train.py", "tiny.yml", "--set", "checkpoint.start=fresh")
+    assert status == STOPPED
+    assert shown.endswith(
+        "run the same command to go on\nbut with --set checkpoint.start=auto: 'fresh' refuses "
+        "every checkpoint, this run's too\n"
+    )
 
 
 def test_show_prints_every_option_and_its_source(deepy, root):
