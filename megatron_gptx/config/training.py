@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from megatron_gptx.config.errors import show
+from megatron_gptx.config.optimizers import OPTIMIZERS, OptimizerName
 from megatron_gptx.config.paths import PathText
 from megatron_gptx.config.section import Check, Problem, Section
 
@@ -74,18 +75,84 @@ class TrainingConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW. Weight decay never touches gates, norms and biases."""
+    """The optimizer; an option that names optimizers is refused for the others. Weight decay never
+    touches gates, norms and biases.
+    """
 
-    lr: float = Field(gt=0, le=1_000_000, description="Peak learning rate.")
-    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
-        [0.9, 0.95], min_length=2, max_length=2, description="Decay of the two moments."
+    name: OptimizerName = Field(
+        "adamw",
+        description="`adamw`, `lion` (arXiv:2302.06675, Algorithm 2; its paper takes a rate 3 to "
+        "10 times lower, and a weight decay as many times higher) or `muon` (arXiv:2502.16982: "
+        "orthogonalised momentum for the matrices of blocks, queries, keys and values apart, at "
+        "the rate of AdamW, which updates the rest; it needs fp32 and zero_stage 0).",
     )
-    eps: float = Field(1e-8, ge=1e-30, le=1, description="Added to the root of the second moment.")
+    lr: float = Field(gt=0, le=1_000_000, description="Peak learning rate.")
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="Decay of AdamW's two moments, or of Lion's update and of its momentum; null "
+        "means [0.9, 0.95], for `lion` [0.9, 0.99].",
+    )
+    eps: float | None = Field(
+        None,
+        ge=1e-30,
+        le=1,
+        description="`adamw`, `muon`: added to the root of AdamW's second moment; null means 1e-8.",
+    )
+    momentum: float | None = Field(
+        None, ge=0, lt=1, description="`muon`: decay of the momentum; null means 0.95."
+    )
+    nesterov: bool | None = Field(
+        None, description="`muon`: look ahead by one step of the momentum; null means true."
+    )
+    newton_schulz_steps: int | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="`muon`: iterations that orthogonalise a matrix; null means 5.",
+    )
     weight_decay: float = Field(0.1, ge=0, description="Decoupled decay of weight matrices.")
     decay_embeddings: bool = Field(False, description="Decay embedding tables as well.")
     gradient_clipping: float | None = Field(
         1.0, ge=1e-12, description="Largest global gradient norm; null does not clip."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _write_out_defaults(cls, values: Any) -> Any:
+        """Fill in the optimizer's own options, so that a saved configuration tells them."""
+        name = values.get("name", "adamw") if isinstance(values, dict) else None
+        if not isinstance(name, str) or name not in OPTIMIZERS:
+            return values
+        own = OPTIMIZERS[name].options.items()
+        return values | {key: default for key, default in own if values.get(key) is None}
+
+    def checks(self) -> tuple[Check, ...]:
+        """Return what looks for options of another optimizer."""
+        return (self._foreign_options,)
+
+    def _foreign_options(self) -> Iterator[Problem]:
+        for option in {option: None for facts in OPTIMIZERS.values() for option in facts.options}:
+            if getattr(self, option) is not None and option not in OPTIMIZERS[self.name].options:
+                owners = [name for name, facts in OPTIMIZERS.items() if option in facts.options]
+                yield Problem(
+                    option,
+                    f"is an option of {' and '.join(owners)}, and optimizer.name is {self.name}; "
+                    "leave it out",
+                )
+
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """The options that this optimizer has, by name."""
+        values = {
+            "betas": self.betas,
+            "eps": self.eps,
+            "momentum": self.momentum,
+            "nesterov": self.nesterov,
+            "newton_schulz_steps": self.newton_schulz_steps,
+        }
+        return {option: values[option] for option in OPTIMIZERS[self.name].options}
 
 
 class ScheduleConfig(Section):
