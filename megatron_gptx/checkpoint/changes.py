@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
-from megatron_gptx.checkpoint.layout import Checkpoint, CheckpointError
+from megatron_gptx.checkpoint.layout import Checkpoint, CheckpointError, printable
 from megatron_gptx.config.messages import describe_error, dotted, show
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.optimizers import OptimizerName
@@ -71,10 +71,11 @@ def check_optimizer(checkpoint: Checkpoint, wanted: OptimizerName) -> None:
         )
 
 
-def saved_optimizer(checkpoint: Checkpoint) -> Any:
-    """Return the name of a checkpoint's optimizer; the first versions knew AdamW alone."""
+def saved_optimizer(checkpoint: Checkpoint) -> str:
+    """Return the name of a checkpoint's optimizer: AdamW where an older version named none."""
     section = checkpoint.manifest["config"].get("optimizer")
-    return section.get("name", "adamw") if isinstance(section, dict) else None
+    name = section.get("name", "adamw") if isinstance(section, dict) else section
+    return printable(str(name))
 
 
 def optimizer_remedy(checkpoint: Checkpoint) -> str:

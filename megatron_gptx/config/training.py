@@ -1,5 +1,6 @@
 """What one step does, how many there are, and how the learning rate moves."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -74,43 +75,54 @@ class TrainingConfig(Section):
             yield Problem("epochs", "give either steps or epochs, not both")
 
 
+def _of_some(option: str, meaning: str) -> str:
+    """Return the description of an option that not every optimizer has."""
+    owners: dict[str, list[str]] = {}
+    for name, facts in OPTIMIZERS.items():
+        if option in facts.options:
+            owners.setdefault(json.dumps(facts.options[option]), []).append(f"`{name}`")
+    defaults = (f"{default} for {' and '.join(names)}" for default, names in owners.items())
+    return f"{meaning}; null means {', '.join(defaults)}."
+
+
 class OptimizerConfig(Section):
-    """The optimizer; an option that names optimizers is refused for the others. Weight decay never
-    touches gates, norms and biases.
+    """The optimizer. An option that is said to be for some optimizers is refused for others. Weight
+    decay never touches gates, norms and biases.
     """
 
     name: OptimizerName = Field(
         "adamw",
-        description="`adamw`, `lion` (arXiv:2302.06675, Algorithm 2; its paper takes a rate 3 to "
-        "10 times lower, and a weight decay as many times higher) or `muon` (arXiv:2502.16982: "
-        "orthogonalised momentum for the matrices of blocks, queries, keys and values apart, at "
-        "the rate of AdamW, which updates the rest; it needs fp32 and zero_stage 0).",
+        description="`adamw`; `lion` (arXiv:2302.06675, Algorithm 2; its paper takes a rate 3 to "
+        "10 times lower, and a weight decay as many times higher); `muon` (arXiv:2502.16982: the "
+        "matrices of blocks follow their orthogonalised momentum, all else AdamW, at AdamW's "
+        "rate; it needs precision fp32 and zero_stage 0).",
     )
     lr: float = Field(gt=0, le=1_000_000, description="Peak learning rate.")
     betas: list[Annotated[float, Field(ge=0, lt=1)]] | None = Field(
         None,
         min_length=2,
         max_length=2,
-        description="Decay of AdamW's two moments, or of Lion's update and of its momentum; null "
-        "means [0.9, 0.95], for `lion` [0.9, 0.99].",
+        description=_of_some(
+            "betas", "Decay of AdamW's two moments, or of Lion's update and of its momentum"
+        ),
     )
     eps: float | None = Field(
         None,
         ge=1e-30,
         le=1,
-        description="`adamw`, `muon`: added to the root of AdamW's second moment; null means 1e-8.",
+        description=_of_some("eps", "Added to the root of AdamW's second moment"),
     )
     momentum: float | None = Field(
-        None, ge=0, lt=1, description="`muon`: decay of the momentum; null means 0.95."
+        None, ge=0, lt=1, description=_of_some("momentum", "Decay of the momentum of matrices")
     )
     nesterov: bool | None = Field(
-        None, description="`muon`: look ahead by one step of the momentum; null means true."
+        None, description=_of_some("nesterov", "Look ahead by one step of that momentum")
     )
     newton_schulz_steps: int | None = Field(
         None,
         gt=0,
         le=100,
-        description="`muon`: iterations that orthogonalise a matrix; null means 5.",
+        description=_of_some("newton_schulz_steps", "Iterations that orthogonalise a matrix"),
     )
     weight_decay: float = Field(0.1, ge=0, description="Decoupled decay of weight matrices.")
     decay_embeddings: bool = Field(False, description="Decay embedding tables as well.")

@@ -9,10 +9,12 @@ from megatron_gptx.config.optimizers import OPTIMIZERS, OptimizerName
 from megatron_gptx.config.schema import Config
 from megatron_gptx.costs.memory import FLOAT, state_memory
 from megatron_gptx.costs.parameters import matrix_parameters, model_parameters
+from megatron_gptx.costs.plan import make_plan
 from megatron_gptx.model.initialize import parameter_roles
 from megatron_gptx.model.sequential import GPTXSequential
 from megatron_gptx.training.optimizer import CHOICES, build_optimizer
 from tests.costs.test_memory_matches_the_model import LiveBytes
+from tests.peaks import measure_peaks
 
 NAMES = get_args(OptimizerName)
 MODELS = {
@@ -24,10 +26,10 @@ MODELS = {
 SIZES = {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "vocab_size": 100, "seq_length": 8}
 
 
-def make_config(model: str, optimizer: str, **sections: object) -> Config:
+def make_config(variant: str, optimizer: str, **sections: object) -> Config:
     return Config.model_validate(
         {
-            "model": {**SIZES, **MODELS[model]},
+            "model": {**SIZES, **MODELS[variant]},
             "training": {"steps": 1, "micro_batch_size": 1},
             "optimizer": {"name": optimizer, "lr": 0.001},
             "parallel": {"zero_stage": 0},
@@ -108,3 +110,32 @@ def test_zero_shares_the_moments_of_every_optimizer(name, zero_stage, precision)
     assert adamw.optimizer - asked.optimizer == (2 - len(facts.moments)) * FLOAT * part
     assert asked.step - adamw.step == facts.num_updates * FLOAT * part
     assert asked[:2] == adamw[:2]
+
+
+LAYOUTS = [
+    (name, zero_stage)
+    for name in NAMES
+    for zero_stage in range(4)
+    if zero_stage <= OPTIMIZERS[name].largest_zero_stage
+]
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(("name", "zero_stage"), LAYOUTS)
+def test_the_peak_of_real_ranks_is_within_ten_percent_of_the_plan(tmp_path, name, zero_stage):
+    config = make_config(
+        "ReZero",
+        name,
+        # Weights outweigh activations, so that the peak comes when the optimizer steps.
+        model={**SIZES, "num_layers": 8, "hidden_size": 256},
+        training={"steps": 3, "micro_batch_size": 1, "accumulation_steps": 2},
+        parallel={"zero_stage": zero_stage, "data_replicas": 2},
+        output={"run_dir": str(tmp_path / "run")},
+        data={"train": "none", "valid": "none"},
+        launch={"device": "cpu", "timeout_seconds": 300},
+        deepspeed={
+            "zero_optimization": {"reduce_bucket_size": 10_000, "allgather_bucket_size": 10_000}
+        },
+    )
+    planned = [stage.peak_bytes for stage in make_plan(config).stages] * 2
+    assert planned == pytest.approx(measure_peaks(config), rel=0.1)
