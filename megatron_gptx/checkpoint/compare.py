@@ -7,7 +7,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError
 from torch import Tensor
 
-from megatron_gptx.checkpoint.engine_state import MASTER, MOMENTS
+from megatron_gptx.checkpoint.engine_state import MASTER
 from megatron_gptx.checkpoint.layout import (
     WEIGHTS,
     Checkpoint,
@@ -42,7 +42,7 @@ class Difference(NamedTuple):
 
 
 def differences(one: Checkpoint, other: Checkpoint) -> Iterator[Difference]:
-    """Yield every weight, moment and master weight of two checkpoints, layer by layer.
+    """Yield every weight, master weight and moment of two checkpoints, layer by layer.
 
     Raises:
         CheckpointError: one of them is damaged.
@@ -75,9 +75,10 @@ def _open(checkpoint: Checkpoint, layer: int) -> SavedLayer | None:
 def _differences(
     layer: int, one: SavedLayer | None, other: SavedLayer | None
 ) -> Iterator[Difference]:
-    names = {name for side in (one, other) if side for name in side.names()}
-    for name in sorted(names):
-        for kind in (WEIGHT, MASTER, *MOMENTS):
+    sides = [side for side in (one, other) if side is not None]
+    kinds = {kind for side in sides for _, kind in side.ranges} - {MASTER}
+    for name in sorted({name for side in sides for name in side.names()}):
+        for kind in (WEIGHT, MASTER, *sorted(kinds)):
             pair = [_tensor(side, name, kind) for side in (one, other)]
             if pair[0] is not None and pair[1] is not None:
                 yield _difference(layer, name, kind, pair[0], pair[1])

@@ -16,12 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_gptx.checkpoint.engine_state import (
-    MASTER,
-    MOMENTS,
-    fragments,
-    named_parameters,
-)
+from megatron_gptx.checkpoint.engine_state import MASTER, fragments, named_parameters
 from megatron_gptx.checkpoint.layout import (
     FORMAT,
     LATEST,
@@ -326,7 +321,7 @@ class Saver:
             if not fragment.has_master and not self._writes(fragment.layer):
                 continue  # another replica does, which has the same
             masters = fragment.has_master and self.config.precision != "fp32"
-            for kind in (*MOMENTS, MASTER) if masters else MOMENTS:
+            for kind in (*fragment.moments, MASTER) if masters else fragment.moments:
                 name = f"{fragment.name}/{kind}/{fragment.start}"
                 by_layer.setdefault(fragment.layer, {})[name] = fragment.get(kind)
         for index, tensors in by_layer.items():

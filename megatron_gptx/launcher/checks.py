@@ -15,12 +15,15 @@ from megatron_gptx.checkpoint.changes import (
     TWO_EXPERIMENTS,
     check_model,
     mixed_experiments,
+    optimizer_remedy,
     saved_model,
+    saved_optimizer,
 )
 from megatron_gptx.checkpoint.choice import at_step, choose_checkpoint, named, newest_readable
 from megatron_gptx.checkpoint.layout import Checkpoint, CheckpointError, newest
 from megatron_gptx.config.errors import OptionError, UserError, why
 from megatron_gptx.config.model import ModelConfig
+from megatron_gptx.config.optimizers import OptimizerName
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.section import Check, Problem
 from megatron_gptx.data.build import build_validation
@@ -237,6 +240,7 @@ def _checkpoint(config: Config, *, fresh_may_go_on: bool) -> Iterator[Problem]:
         return
     try:
         yield from _model_problems(found, config.model)
+        yield from _optimizer_problems(found, config.optimizer.name)
         yield from _experiment_problems(found, config)
     except CheckpointError as error:
         yield Problem("output.run_dir", str(error))
@@ -273,6 +277,16 @@ def _model_problems(found: Checkpoint, model: ModelConfig) -> Iterator[Problem]:
             f"model.{option}",
             f"is {_written(now)}, but the model in {found.path} has {_written(before)}; take that "
             "value to go on from there, or another output.run_dir",
+        )
+
+
+def _optimizer_problems(found: Checkpoint, wanted: OptimizerName) -> Iterator[Problem]:
+    """Yield that a checkpoint holds the state of another optimizer."""
+    saved = saved_optimizer(found)
+    if saved != wanted:
+        yield Problem(
+            "optimizer.name",
+            f"is {wanted}, but {found.path} holds the state of {saved}; {optimizer_remedy(found)}",
         )
 
 

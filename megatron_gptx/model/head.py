@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.model.embedding import Table
 from megatron_gptx.model.loss import Target, token_loss
-from megatron_gptx.model.projection import Projection
+from megatron_gptx.model.projection import HeadProjection
 from megatron_gptx.ops.linear import linear
 
 
-class Head(Projection):
+class Head(HeadProjection):
     """The output projection, which never has a bias."""
 
     def __init__(self, config: ModelConfig) -> None:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from megatron_gptx.checkpoint.engine_state import MASTER, MOMENTS
+from megatron_gptx.checkpoint.engine_state import MASTER
 from megatron_gptx.checkpoint.layout import Checkpoint, newest
 from megatron_gptx.checkpoint.tensors import SavedLayer
+from megatron_gptx.config.optimizers import OPTIMIZERS
 from megatron_gptx.config.schema import Config
 from megatron_gptx.launcher.command import encode
 from megatron_gptx.model.layers import build_layer
@@ -128,7 +129,7 @@ def assert_same_state(config: Config, before: Path, after: Checkpoint | None) ->
     for index in range(config.model.num_pipeline_layers):
         layers = [SavedLayer(path, index) for path in (before, after.path)]
         for name, parameter in build_layer(config.model, index, 0).named_parameters():
-            for moment in MOMENTS:
+            for moment in OPTIMIZERS["adamw"].moments:
                 values = [layer.moment(name, moment, 0, parameter.numel()) for layer in layers]
                 assert torch.equal(*values), (index, name, moment)
                 assert values[0].any() or name.endswith("position.weight"), (index, name, moment)
