@@ -88,16 +88,14 @@ def _of_some(option: str, meaning: str) -> str:
 
 
 class OptimizerConfig(Section):
-    """The optimizer. An option that is said to be for some optimizers is refused for others. Weight
-    decay never touches gates, norms and biases.
-    """
+    """The optimizer. Options of other optimizers are refused. Gates, norms and biases never decay."""
 
     name: OptimizerName = Field(
         "adamw",
-        description="`adamw`; `lion` (arXiv:2302.06675, Algorithm 2; its paper takes a rate 3 to "
-        "10 times lower, and a weight decay as many times higher); `muon` (arXiv:2502.16982: the "
-        "matrices of blocks follow their orthogonalised momentum, all else AdamW, at AdamW's "
-        "rate; it needs precision fp32 and zero_stage 0).",
+        description="`adamw`. `lion` is Algorithm 2 of arXiv:2302.06675; the paper takes a rate 3 to "
+        "10 times lower, and a weight decay as many times higher. `muon` is that of "
+        "arXiv:2502.16982: it orthogonalises the momentum of the blocks' matrices, and AdamW "
+        "updates the rest at the same rate. `muon` needs precision fp32 and zero_stage 0.",
     )
     lr: float = Field(gt=0, le=1_000_000, description="Peak learning rate.")
     betas: list[Annotated[float, Field(ge=0, lt=1)]] | None = Field(
