@@ -88,12 +88,12 @@ def _of_some(option: str, meaning: str) -> str:
 
 
 class OptimizerConfig(Section):
-    """The optimizer. Options of other optimizers are refused. Gates, norms and biases never decay."""
+    """The optimizer. It refuses other optimizers' options. Gates, norms and biases never decay."""
 
     name: OptimizerName = Field(
         "adamw",
-        description="`adamw`. `lion` is Algorithm 2 of arXiv:2302.06675; the paper takes a rate 3 to "
-        "10 times lower, and a weight decay as many times higher. `muon` is that of "
+        description="`adamw`. `lion` is Algorithm 2 of arXiv:2302.06675; the paper takes a rate 3 "
+        "to 10 times lower, and a weight decay as many times higher. `muon` is that of "
         "arXiv:2502.16982: it orthogonalises the momentum of the blocks' matrices, and AdamW "
         "updates the rest at the same rate. `muon` needs precision fp32 and zero_stage 0.",
     )
