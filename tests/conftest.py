@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from megatron_gptx.config.errors import UserError
 from megatron_gptx.ops import library
 from megatron_gptx.ops.build import BuildError, find_built
 from tests.budget import Budget
-from tests.runs import write_corpus
+from tests.runs import Finished, make_once, tiny_config, train_once, write_corpus
 
 # A shell starts background jobs with SIGINT ignored, nohup adds SIGHUP, and every child inherits
 # that. Tests that interrupt a program are about one that was started in a terminal.
@@ -55,8 +56,28 @@ def describe_machine() -> str:
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that is the same one for all workers of this session."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # it has a folder of its own in the session's
+        folder = folder.parent
+    (folder / "shared").mkdir(exist_ok=True)
+    return folder / "shared"
+
+
+@pytest.fixture(scope="session")
+def corpus(shared: Path) -> Path:
     """Return a folder with the datasets that `tiny_config` names; nobody writes into it."""
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
+    folder = shared / "corpus"
+    make_once(folder, lambda: write_corpus(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(corpus: Path, shared: Path) -> Callable[..., Finished]:
+    """Return what trains the tiny model with options; equal options train once in a session."""
+
+    def finished(**options: object) -> Finished:
+        return train_once(tiny_config(corpus, shared, **options), shared)
+
+    return finished

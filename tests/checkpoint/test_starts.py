@@ -30,7 +30,7 @@ from megatron_gptx.data.indexed_dataset import IndexedDatasetWriter
 from megatron_gptx.inference import load as inference
 from megatron_gptx.model.sequential import GPTXSequential
 from tests.checkpoints import flip, link_newest, write_checkpoint
-from tests.runs import VOCAB_SIZE, losses, start, tiny_config, train
+from tests.runs import VOCAB_SIZE, start, tiny_config, train
 
 
 def newest_of(run_dir: Path) -> Checkpoint:
@@ -49,9 +49,10 @@ def exact_weights(checkpoint: Checkpoint, num_layers: int) -> dict[str, torch.Te
     }
 
 
-def test_a_run_goes_back_to_a_chosen_step_and_repeats_what_followed(corpus, tmp_path):
+def test_a_run_goes_back_to_a_chosen_step_and_repeats_what_followed(finished, corpus, tmp_path):
     options = {"training__steps": 6, "checkpoint__interval": 2}
-    whole = train(tiny_config(corpus, tmp_path, **options))
+    whole = finished(**options)
+    whole.copy(tmp_path)
     screen = tmp_path / "screen"
     # A later one that is damaged is none of its business.
     flip(tmp_path / "checkpoints" / "step-00000006" / "manifest.json")
@@ -59,7 +60,7 @@ def test_a_run_goes_back_to_a_chosen_step_and_repeats_what_followed(corpus, tmp_
     assert start(config, screen=screen) == [0]
     assert "resumed at step 2" in screen.read_text()
     rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["loss"] for row in rows] == losses(whole)
+    assert [json.loads(row)["loss"] for row in rows] == whole.losses
     assert newest_of(tmp_path).step == 6
     # So that the restarts of this launch go on from what follows.
     assert (tmp_path / "logs" / ".fresh").exists()

@@ -22,11 +22,9 @@ WEIGHTS_FILE = "weights/layer-002.safetensors"
 
 
 @pytest.fixture(scope="module")
-def trained(corpus, tmp_path_factory) -> Path:
+def trained(finished) -> Path:
     """Train two steps on one rank; return the folder of both checkpoints."""
-    run_dir = tmp_path_factory.mktemp("trained") / "run"
-    train(tiny_config(corpus, run_dir, training__steps=2, checkpoint__interval=1))
-    return run_dir / "checkpoints"
+    return finished(training__steps=2, checkpoint__interval=1).folder / "checkpoints"
 
 
 @pytest.fixture
@@ -49,7 +47,7 @@ def intact(run_dir: Path) -> int:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_run_goes_on_from_what_was_uploaded(corpus, tmp_path, asynchronous):
+def test_a_run_goes_on_from_what_was_uploaded(finished, corpus, tmp_path, asynchronous):
     options = {"checkpoint__interval": 2, "parallel__pipeline_stages": 2}
     options |= {"checkpoint__asynchronous": asynchronous, "schedule__name": "constant"}
     options["checkpoint__upload"] = f"file://{tmp_path}/elsewhere/checkpoints"
@@ -65,8 +63,8 @@ def test_a_run_goes_on_from_what_was_uploaded(corpus, tmp_path, asynchronous):
     names = {path.name for path in (tmp_path / "elsewhere" / "checkpoints").iterdir()}
     assert names == {"latest", "tokenizer", *(f"step-0000000{step}" for step in (2, 4, 5))}
     resumed = train(tiny_config(corpus, tmp_path / "elsewhere", training__steps=7, **options))
-    whole = train(tiny_config(corpus, tmp_path / "whole", training__steps=7, **options))
-    assert losses(resumed) == losses(whole)[5:]
+    del options["checkpoint__upload"], options["checkpoint__asynchronous"]
+    assert losses(resumed) == finished(training__steps=7, **options).losses[5:]
 
 
 def test_an_upload_that_fails_ends_no_run(corpus, tmp_path):

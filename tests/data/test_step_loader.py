@@ -117,8 +117,8 @@ def test_micro_batches_carry_where_documents_begin(make_dataset):
     assert micro_batch.row_start.dtype == torch.int32
 
 
-@pytest.mark.parametrize("together", [1, 2])
-def test_reading_ahead_stays_within_its_depth(samples, monkeypatch, together):
+@pytest.mark.parametrize(("together", "groups"), [(1, [1, 1, 1, 1]), (3, [1, 2, 3, 3])])
+def test_reading_ahead_stays_within_its_depth(samples, monkeypatch, together, groups):
     reads = []
     read = samples.read_samples
     monkeypatch.setattr(
@@ -131,8 +131,8 @@ def test_reading_ahead_stays_within_its_depth(samples, monkeypatch, together):
     reader = loader._running[0]
     with reader._changed:
         assert reader._changed.wait_for(lambda: len(reader._ready) == 3, timeout=10)
-    size = together * GLOBAL
-    assert reads == [list(range(group * size, (group + 1) * size)) for group in range(4)]
+    assert [len(positions) for positions in reads] == [steps * GLOBAL for steps in groups]
+    assert list(itertools.chain.from_iterable(reads)) == list(range(sum(groups) * GLOBAL))
     loader.close()
 
 

@@ -24,7 +24,6 @@ from megatron_gptx.inference.evaluate import (
     main,
 )
 from megatron_gptx.launcher.command import encode
-from tests.runs import tiny_config, train
 
 # Sums in another order differ by a few float32 rounding steps.
 ROUNDING = 64 * 2.0**-23
@@ -39,15 +38,10 @@ def _one_thread():
 
 
 @pytest.fixture(scope="module")
-def trained(corpus, tmp_path_factory) -> tuple[Config, float]:
+def trained(finished) -> tuple[Config, float]:
     """Train two replicas; return the configuration and the last validation loss."""
-    config = tiny_config(
-        corpus,
-        tmp_path_factory.mktemp("run"),
-        parallel__data_replicas=2,
-        training__steps=4,
-    )
-    return config, train(config)[-1]["valid_loss"]
+    run = finished(parallel__data_replicas=2, training__steps=4)
+    return run.config, run.rows[-1]["valid_loss"]
 
 
 def test_the_loss_is_the_last_one_of_training(trained):

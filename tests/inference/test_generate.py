@@ -19,7 +19,6 @@ from megatron_gptx.launcher.command import encode
 from megatron_gptx.model.sequential import GPTXSequential
 from megatron_gptx.tokenizer.build import load_tokenizer
 from megatron_gptx.tokenizer.train import train_byte_level_bpe
-from tests.runs import tiny_config, train, write_corpus
 from tests.vocabularies import KINDS, write_vocabulary
 
 PROMPT = [3, 5, 7, 9]
@@ -40,26 +39,17 @@ def _one_thread():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Train a model for a few steps with some number of stages; equal ones train once."""
-    corpus = tmp_path_factory.mktemp("corpus")
-    write_corpus(corpus)
-    done: dict[tuple[str, int], Config] = {}
+def trained(finished):
+    """Return what trains a model for a few steps with some number of stages."""
 
     def trained(model: str = "plain", stages: int = 1) -> Config:
-        if (model, stages) not in done:
-            config = tiny_config(
-                corpus,
-                tmp_path_factory.mktemp("run"),
-                # After four steps ReZero's gates are almost closed: no token would see another.
-                model__residual="pre_norm",
-                **(MODELS | {"spare rows": SPARE})[model],
-                parallel__pipeline_stages=stages,
-                training__steps=4,
-            )
-            train(config)
-            done[model, stages] = config
-        return done[model, stages]
+        return finished(
+            # After four steps ReZero's gates are almost closed: no token would see another.
+            model__residual="pre_norm",
+            **(MODELS | {"spare rows": SPARE})[model],
+            parallel__pipeline_stages=stages,
+            training__steps=4,
+        ).config
 
     return trained
 

@@ -6,21 +6,13 @@ from megatron_gptx.checkpoint.choice import choose_checkpoint
 from megatron_gptx.checkpoint.layout import CheckpointError, checkpoint_folder
 from megatron_gptx.inference.evaluate import evaluate
 from megatron_gptx.launcher.arguments import script_parser
-from tests.runs import tiny_config, train
 
 
 @pytest.fixture(scope="module")
-def run(corpus, tmp_path_factory):
+def run(finished):
     """Train four steps, of which every other one is saved."""
-    config = tiny_config(
-        corpus,
-        tmp_path_factory.mktemp("run"),
-        training__steps=4,
-        checkpoint__interval=2,
-        evaluation__interval=2,
-    )
-    losses = {row["step"]: row["valid_loss"] for row in train(config) if "valid_loss" in row}
-    return config, losses
+    found = finished(training__steps=4, checkpoint__interval=2, evaluation__interval=2)
+    return found.config, {row["step"]: row["valid_loss"] for row in found.rows[1::2]}
 
 
 def test_the_newest_checkpoint_is_the_default(run):
