@@ -14,10 +14,11 @@ if __name__ == "__main__":
         os.execv(VENV, [str(VENV), *sys.argv])
 
     try:
+        from megatron_gptx.distributed.log import run_program
         from megatron_gptx.launcher.main import main
     except ModuleNotFoundError as error:
         sys.exit(
             f"{error}; install the requirements first: `make .venv/.installed`, or pip install -e ."
         )
 
-    sys.exit(main(sys.argv[1:], ROOT))
+    sys.exit(run_program(lambda: main(sys.argv[1:], ROOT)))

@@ -2,7 +2,8 @@
 
 import sys
 
+from megatron_gptx.distributed.log import run_program
 from megatron_gptx.inference.evaluate import main
 
 if __name__ == "__main__":
-    sys.exit(main("./deepy.py evaluate.py CONFIG"))
+    sys.exit(run_program(lambda: main("./deepy.py evaluate.py CONFIG")))

@@ -31,7 +31,8 @@ from megatron_gptx.data.blend import BlendedDataset
 from megatron_gptx.data.fill_in_the_middle import FillInTheMiddle
 from megatron_gptx.data.gpt_dataset import GPTDataset, Shaping
 from megatron_gptx.data.loader import StepLoader
-from megatron_gptx.dataset.indexed_dataset import HEADER, MAGIC, IndexedDataset, bin_path, idx_path
+from megatron_gptx.dataset.indexed_dataset import IndexedDataset
+from megatron_gptx.dataset.mmididx import HEADER, MAGIC, bin_path, idx_path
 from megatron_gptx.dataset.writer import IndexedDatasetWriter
 from megatron_gptx.files.write import write_aside
 

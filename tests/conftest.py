@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from megatron_gptx.dataset.writer import IndexedDatasetWriter
 from megatron_gptx.ops.kernels import library
 from megatron_gptx.ops.kernels.build import BuildError, find_built
 from megatron_gptx.tokenizer.train import train_byte_level_bpe
-from tests.runs import write_corpus
+from tests.budget import Budget
+from tests.runs import Finished, make_once, tiny_config, train_once, write_corpus
 
 # A shell starts background jobs with SIGINT ignored, nohup adds SIGHUP, and every child inherits
 # that. Tests that interrupt a program are about one that was started in a terminal.
@@ -22,6 +24,14 @@ for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM, sig
     if signal.getsignal(signum) is signal.SIG_IGN:
         interrupts = signum == signal.SIGINT
         signal.signal(signum, signal.default_int_handler if interrupts else signal.SIG_DFL)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--budget", action="store_true", help="fail beyond what budgets.yml allows")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Budget(binding=config.getoption("budget")))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -50,11 +60,31 @@ def describe_machine() -> str:
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that is the same one for all workers of this session."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # it has a folder of its own in the session's
+        folder = folder.parent
+    (folder / "shared").mkdir(exist_ok=True)
+    return folder / "shared"
+
+
+@pytest.fixture(scope="session")
+def corpus(shared: Path) -> Path:
     """Return a folder with the datasets that `tiny_config` names; nobody writes into it."""
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
+    folder = shared / "corpus"
+    make_once(folder, lambda: write_corpus(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(corpus: Path, shared: Path) -> Callable[..., Finished]:
+    """Return what trains the tiny model with options; equal options train once in a session."""
+
+    def finished(**options: object) -> Finished:
+        return train_once(tiny_config(corpus, shared, **options), shared)
+
+    return finished
 
 
 @pytest.fixture

@@ -5,15 +5,18 @@ from there. Apart from the launcher, a rank is what `deepy.py` starts. Ranks on 
 of their own from the start: a fork of one that has looked for GPUs cannot use them.
 """
 
+import fcntl
 import functools
+import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import time
 from collections.abc import Callable
 from multiprocessing import connection, forkserver
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -90,7 +93,55 @@ def train(config: Config) -> list[dict[str, float]]:
     if any(statuses):
         logs = [path.read_text()[-3000:] for path in sorted((run_dir / "logs").glob("rank-*.log"))]
         pytest.fail(f"ranks ended with {statuses}\n" + "\n".join(logs))
+    return _rows(run_dir)
+
+
+def _rows(run_dir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+class Finished(NamedTuple):
+    """A run that has ended, in a folder that nobody writes into."""
+
+    config: Config
+    rows: list[dict[str, float]]
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+        return Path(self.config.output.run_dir)
+
+    @property
+    def losses(self) -> list[float]:
+        """Its training losses."""
+        return losses(self.rows)
+
+    def copy(self, run_dir: Path) -> Path:
+        """Copy the run to where a test may change it or go on from it."""
+        return Path(shutil.copytree(self.folder, run_dir, dirs_exist_ok=True))
+
+
+def train_once(config: Config, shared: Path) -> Finished:
+    """Train in a folder of `shared`; where a process has done so already, read what it found."""
+    assert not os.environ.get("GPTX_FAULT"), "a run with a fault is no other one's"
+    options = config.model_dump_json(exclude={"output": {"run_dir"}})
+    folder = shared / f"run-{hashlib.sha256(options.encode()).hexdigest()[:16]}"
+    output = config.output.model_copy(update={"run_dir": str(folder)})
+    config = config.model_copy(update={"output": output})
+    make_once(folder, lambda: train(config))
+    return Finished(config, _rows(folder))
+
+
+def make_once(folder: Path, make: Callable[[], object]) -> None:
+    """Have a folder filled by the first process that comes here; the others wait for it."""
+    done = folder.with_suffix(".done")
+    with folder.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make()
+            done.touch()
 
 
 def start(config: Config, *, screen: Path | None = None) -> list[int | None]:
@@ -109,7 +160,7 @@ def start_ranks(
 ) -> list[int | None]:
     """Run `work(*arguments)` on ranks and return their exit statuses.
 
-    As in DeepSpeed's launcher, the first one that fails ends the others within a second. What
+    As in the launcher of a node, the first one that fails ends the others within a second. What
     people would see is written to `screen`.
     """
     port = free_port()

@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+
+from tests.budget import read_budgets
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "megatron_gptx"
 SOURCES = {".py", ".cpp", ".cu", ".cuh", ".h"}
 TEXTS = SOURCES | {".md", ".yml", ".yaml", ".toml", ".txt", ".sh", ".json", ".cfg", ""}
 MAX_LINES = 400
+MAX_CPU_SECONDS = 16 * 60  # eight minutes on two cores
 UNTRACKED = {".git", ".venv", ".whl", "runs", "data", "build", "wandb"}
 # Test folders that stand for something else than one package.
 OTHER_ROOMS = {
@@ -189,6 +193,14 @@ def test_tests_mirror_the_packages():
     assert tested <= folders, "packages without tests"
 
 
+def test_every_test_file_has_a_budget_and_all_of_them_fit_into_one():
+    tests = ROOT / "tests"
+    files = {p.relative_to(tests).as_posix() for p in PYTHON if p.is_relative_to(tests)}
+    budgets = read_budgets()
+    assert set(budgets) == {name for name in files if name.rpartition("/")[2].startswith("test_")}
+    assert sum(budgets.values()) <= MAX_CPU_SECONDS
+
+
 def test_every_config_tells_editors_its_schema():
     configs = [p for p in FILES if p.is_relative_to(ROOT / "configs") and p.suffix == ".yml"]
     assert configs
@@ -242,44 +254,69 @@ def test_every_file_that_the_readme_runs_or_links_exists():
     assert {n for n in missing - optional if not n.startswith(("train.py", "generate.py"))} == set()
 
 
+def ci_targets() -> list[str]:
+    """Return what .ci/run makes unless it is told otherwise."""
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^targets=\(([a-z0-9 -]+)\)$", script, flags=re.MULTILINE)
+    return listed.split()
+
+
 def test_ci_runs_the_commands_of_the_readme():
-    steps = re.findall(r"^step (.+)$", (ROOT / ".ci" / "run").read_text(), flags=re.MULTILINE)
+    steps = {f"make {target}" for target in ci_targets()}
     readme, contributing = (
         {line for line in commands_in(name) if line.startswith("make ")}
         for name in ("README.md", "CONTRIBUTING.md")
     )
-    assert readme <= set(steps) <= readme | contributing
+    assert readme <= steps <= readme | contributing
 
 
-def test_workflows_pin_their_actions_and_run_the_ci_script():
+def test_workflows_pin_their_actions_and_run_the_ci_script_target_by_target():
     workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-    steps = [
-        step
-        for path in workflows
-        for job in yaml.safe_load(path.read_text())["jobs"].values()
-        for step in job["steps"]
-    ]
+    jobs = [job for path in workflows for job in yaml.safe_load(path.read_text())["jobs"].values()]
+    steps = [step for job in jobs for step in job["steps"]]
     unpinned = [
         s["uses"] for s in steps if "uses" in s and not re.search(r"@[0-9a-f]{40}$", s["uses"])
     ]
     assert unpinned == []
-    assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
+    commands = [step["run"] for step in steps if "run" in step]
+    assert commands == [".ci/run ${{ matrix.target }}", ".ci/run test-extended"]
+    assert jobs[0]["strategy"]["matrix"]["target"] == ci_targets()
 
 
-def test_every_dependency_is_pinned_inside_its_range():
+def pins_of(name: str) -> dict[str, list[Requirement]]:
     pins: dict[str, list[Requirement]] = {}
-    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             pin = Requirement(line)
             pins.setdefault(canonicalize_name(pin.name), []).append(pin)
-    assert str(pins["torch"][0].specifier) == "==2.13.0"
-    assert str(pins["deepspeed"][0].specifier) == "==0.19.8"
+    return pins
+
+
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-lowest.txt"])
+def test_every_dependency_is_pinned_inside_its_range(name):
+    pins = pins_of(name)
     for wanted in dependencies():
         found = pins.get(canonicalize_name(wanted.name))
-        assert found, f"constraints.txt does not pin {wanted.name}: run `make lock`"
+        assert found, f"{name} does not pin {wanted.name}: run `make lock`"
         for pin in found:
             (version,) = [s.version for s in pin.specifier]
             assert wanted.specifier.contains(version, prereleases=True), f"{pin} is not {wanted}"
+
+
+def test_the_pinned_torch_and_deepspeed_are_those_that_were_measured():
+    pins = pins_of("constraints.txt")
+    assert str(pins["torch"][0].specifier) == "==2.13.0"
+    assert str(pins["deepspeed"][0].specifier) == "==0.19.8"
+
+
+def test_the_lowest_versions_are_those_that_the_project_names():
+    pins = pins_of("constraints-lowest.txt")
+    for wanted in dependencies():
+        (lowest,) = [s.version for s in wanted.specifier if s.operator == ">="]
+        (pin,) = pins[canonicalize_name(wanted.name)]
+        (version,) = [s.version for s in pin.specifier]
+        # 3.6.1 is the lowest 3.6 where 3.6.0 was withdrawn.
+        assert SpecifierSet(f"=={lowest}.*").contains(version), f"{pin} is not the lowest"
 
 
 def dependencies() -> list[Requirement]:

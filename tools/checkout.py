@@ -16,5 +16,8 @@ def run(command: str) -> NoReturn:
         os.execv(VENV, [str(VENV), *sys.argv])
     # In place of tools/, whose file names are not for `import`.
     sys.path[0] = str(ROOT)
+    from megatron_gptx.config.paths import expand_words
+
     module = importlib.import_module(f"megatron_gptx.commands.{command}")
-    sys.exit(module.main(sys.argv[1:], sys.argv[0]))
+    log = importlib.import_module("megatron_gptx.distributed.log")
+    sys.exit(log.run_program(lambda: module.main(expand_words(sys.argv[1:]), sys.argv[0])))

@@ -9,9 +9,11 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
-from megatron_gptx.checkpoint.manifest import Checkpoint, CheckpointError
-from megatron_gptx.config.messages import describe_error, dotted, show
+from megatron_gptx.checkpoint.manifest import Checkpoint, CheckpointError, printable
+from megatron_gptx.config.errors import show
+from megatron_gptx.config.messages import describe_error, dotted
 from megatron_gptx.config.model import ModelConfig
+from megatron_gptx.config.optimizers import OptimizerName
 from megatron_gptx.config.options import walk_options
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.training import EvaluationConfig
@@ -58,6 +60,32 @@ def check_model(
         raise CheckpointError(
             f"{checkpoint.path} holds another model:\n  model." + "\n  model.".join(differing)
         )
+
+
+def check_optimizer(checkpoint: Checkpoint, wanted: OptimizerName) -> None:
+    """Raise CheckpointError where a checkpoint holds the state of another optimizer."""
+    saved = saved_optimizer(checkpoint)
+    if saved != wanted:
+        raise CheckpointError(
+            f"{checkpoint.path} holds the state of {saved}, and optimizer.name is {wanted}, which "
+            f"cannot go on from it; {optimizer_remedy(checkpoint)}"
+        )
+
+
+def saved_optimizer(checkpoint: Checkpoint) -> str:
+    """Return the name of a checkpoint's optimizer: AdamW where an older version named none."""
+    section = checkpoint.manifest["config"].get("optimizer")
+    name = section.get("name", "adamw") if isinstance(section, dict) else section
+    return printable(str(name))
+
+
+def optimizer_remedy(checkpoint: Checkpoint) -> str:
+    """Return what to do where a checkpoint holds the state of another optimizer."""
+    return (
+        f"set optimizer.name: {saved_optimizer(checkpoint)} to resume, or choose another "
+        f"output.run_dir and begin with the weights alone: checkpoint.initialize_from: "
+        f"{checkpoint.path}"
+    )
 
 
 def saved_model(checkpoint: Checkpoint, kind: type[ModelConfig] = ModelConfig) -> ModelConfig:

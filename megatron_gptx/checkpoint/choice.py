@@ -68,8 +68,15 @@ def named(path: Path) -> Checkpoint:
         return read(path)
     found = newest(path)
     if found is None:
-        raise CheckpointError(f"{path} holds no checkpoint")
+        raise nothing_in(path)
     return found
+
+
+def nothing_in(run_dir: Path) -> CheckpointError:
+    """Return what is said of a folder that is no run's, or of a run without a checkpoint."""
+    found = checkpoints(run_dir)
+    hint = f"; name the folder of the run, {run_dir.absolute().parent}" if found else ""
+    return CheckpointError(f"{run_dir} holds no checkpoint{' of a run' if found else ''}{hint}")
 
 
 def is_checkpoint(path: Path) -> bool:

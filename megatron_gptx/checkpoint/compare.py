@@ -10,7 +10,7 @@ from torch import Tensor
 from megatron_gptx.checkpoint.integrity import all_names, damage
 from megatron_gptx.checkpoint.manifest import Checkpoint, CheckpointError, still_there
 from megatron_gptx.checkpoint.names import WEIGHTS, weights_name
-from megatron_gptx.checkpoint.optimizer_state import MASTER, MOMENTS
+from megatron_gptx.checkpoint.optimizer_state import MASTER
 from megatron_gptx.checkpoint.safetensors_files import SavedLayer
 
 WEIGHT = "weight"
@@ -36,7 +36,7 @@ class Difference(NamedTuple):
 
 
 def differences(one: Checkpoint, other: Checkpoint) -> Iterator[Difference]:
-    """Yield every weight, moment and master weight of two checkpoints, layer by layer.
+    """Yield every weight, master weight and moment of two checkpoints, layer by layer.
 
     Raises:
         CheckpointError: one of them is damaged.
@@ -69,9 +69,10 @@ def _open(checkpoint: Checkpoint, layer: int) -> SavedLayer | None:
 def _differences(
     layer: int, one: SavedLayer | None, other: SavedLayer | None
 ) -> Iterator[Difference]:
-    names = {name for side in (one, other) if side for name in side.names()}
-    for name in sorted(names):
-        for kind in (WEIGHT, MASTER, *MOMENTS):
+    sides = [side for side in (one, other) if side is not None]
+    kinds = {kind for side in sides for _, kind in side.ranges} - {MASTER}
+    for name in sorted({name for side in sides for name in side.names()}):
+        for kind in (WEIGHT, MASTER, *sorted(kinds)):
             pair = [_tensor(side, name, kind) for side in (one, other)]
             if pair[0] is not None and pair[1] is not None:
                 yield _difference(layer, name, kind, pair[0], pair[1])

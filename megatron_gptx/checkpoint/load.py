@@ -15,6 +15,7 @@ from megatron_gptx.checkpoint.changes import (
     TWO_EXPERIMENTS,
     changed_options,
     check_model,
+    check_optimizer,
     mixed_experiments,
 )
 from megatron_gptx.checkpoint.choice import at_step, candidates, named
@@ -31,7 +32,6 @@ from megatron_gptx.checkpoint.manifest import (
 from megatron_gptx.checkpoint.names import checkpoint_folder, weights_name
 from megatron_gptx.checkpoint.optimizer_state import (
     MASTER,
-    MOMENTS,
     fragments,
     named_parameters,
     set_loss_scale,
@@ -65,13 +65,14 @@ def resume(
         What has been loaded, or None where there is no checkpoint.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, of another model or of another experiment, or
+        CheckpointError: the checkpoint is damaged, of another model, optimizer or experiment, or
             there must be none.
     """
     found = _choose(config, say)
     if found is None:
         return None
     check_model(found, config.model)
+    check_optimizer(found, config.optimizer.name)
     mixed = _by_leader(lambda: mixed_experiments(found, config, data))
     if isinstance(mixed, CheckpointError):
         raise mixed
@@ -267,7 +268,7 @@ def _load_weights(engine: Any, saved: _Saved, config: Config) -> None:
 def _load_optimizer(engine: Any, saved: _Saved, checkpoint: Checkpoint) -> None:
     """Copy moments, counters and loss scale into an engine."""
     for part in fragments(engine, saved.held):
-        for moment in MOMENTS:
+        for moment in part.moments:
             state = saved.layers[part.layer].moment(part.name, moment, part.start, part.stop)
             part.set(moment, state)
     set_steps(engine, checkpoint.manifest["optimizer"]["steps"])

@@ -1,18 +1,19 @@
-"""What DeepSpeed keeps apart from the weights: AdamW's state, by layer and parameter.
+"""What DeepSpeed keeps apart from the weights: the optimizer's state, by layer and parameter.
 
-What a rank holds of a parameter is a fragment: a range of its flattened elements, with the two
-moments and, below fp32, the master weights of that range. Fragments name no stage, replica or ZeRO
-stage, so that any arrangement of ranks can read what another one wrote. They hold what DeepSpeed's
-universal checkpoints hold; those know nothing of ZeRO-0, and are unpickled.
+What a rank holds of a parameter is a fragment: a range of its flattened elements, with the
+optimizer's moments and, below fp32, the master weights of that range. Fragments name no stage,
+replica or ZeRO stage, so that any arrangement of ranks can read what another one wrote. They hold
+what DeepSpeed's universal checkpoints hold; those know nothing of ZeRO-0, and are unpickled.
+
+A parameter group of an optimizer lists its `moments`, by the names in config/optimizers.py.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 MASTER = "fp32"
 
 
@@ -27,6 +28,8 @@ class Fragment(NamedTuple):
     name: str
     start: int
     numel: int
+    moments: tuple[str, ...]
+    """Names of the parameter's moments."""
     get: Callable[[str], Tensor]
     """Return the range of a moment or of the master weights, shape (numel,)."""
     set: Callable[[str, Tensor], None]
@@ -49,33 +52,56 @@ def fragments(
         engine: the DeepSpeed engine.
         parameters: parameters by layer and name.
     """
-    _make_states(engine)
+    groups = engine.basic_optimizer.param_groups
+    for group, flat in _updated(engine):
+        begin_states(engine.basic_optimizer, group, [flat])
+    of_group = {parameter: group for group in groups for parameter in group["params"]}
     for (layer, name), parameter in parameters.items():
         if hasattr(parameter, "ds_id"):
-            place = _sharded(parameter)
+            place = _sharded(engine.optimizer, groups, parameter)
         elif hasattr(parameter, "_hp_mapping"):
             place = _partitioned(engine.basic_optimizer, parameter)
         else:
-            place = _whole(engine.basic_optimizer, parameter)
+            place = _whole(engine.basic_optimizer, of_group[parameter], parameter)
         if place is not None:
             yield Fragment(layer, name, *place)
 
 
 def get_steps(engine: Any) -> int:
     """Return how many updates the optimizer has applied."""
-    if isinstance(engine.basic_optimizer, torch.optim.AdamW):
-        return max(int(state.get("step", 0)) for state, _ in _states(engine))
-    return int(engine.basic_optimizer.param_groups[0].get("step", 0))
+    optimizer = engine.basic_optimizer
+    if _counts_by_group(optimizer):
+        return int(optimizer.param_groups[0].get("step", 0))
+    return max(int(optimizer.state[flat].get("step", 0)) for _, flat in _updated(engine))
 
 
 def set_steps(engine: Any, steps: int) -> None:
     """Replace the number of updates, which AdamW's bias correction depends on."""
-    if isinstance(engine.basic_optimizer, torch.optim.AdamW):
-        for state, flat in _states(engine):
-            state["step"] = torch.tensor(float(steps), device=flat.device)
+    optimizer = engine.basic_optimizer
+    if _counts_by_group(optimizer):
+        for group in optimizer.param_groups:
+            group["step"] = steps
     else:
-        for group in engine.basic_optimizer.param_groups:
-            group["step"] = steps  # where Apex keeps it
+        for _, flat in _updated(engine):
+            optimizer.state[flat]["step"] = torch.tensor(float(steps), device=flat.device)
+
+
+def begin_states(
+    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameters: Sequence[Tensor]
+) -> list[dict[str, Tensor]]:
+    """Return the states of some parameters of a group, made as zeros where there are none yet."""
+    for parameter in parameters:
+        state = optimizer.state[parameter]
+        if not state:
+            state.update({name: torch.zeros_like(parameter) for name in group["moments"]})
+            if not _counts_by_group(optimizer):
+                state["step"] = torch.zeros((), device=parameter.device)
+    return [optimizer.state[parameter] for parameter in parameters]
+
+
+def _counts_by_group(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether updates are counted for a whole group, as Apex does."""
+    return type(optimizer).__module__.startswith("apex.")
 
 
 def get_loss_scale(engine: Any) -> dict[str, float] | None:
@@ -102,16 +128,18 @@ def named_parameters(layers: Mapping[int, nn.Module]) -> dict[tuple[int, str], n
     }
 
 
-_Place = tuple[int, int, Callable[[str], Tensor], Callable[[str, Tensor], None], bool]
+_Place = tuple[
+    int, int, tuple[str, ...], Callable[[str], Tensor], Callable[[str, Tensor], None], bool
+]
 
 
-def _whole(optimizer: Any, parameter: nn.Parameter) -> _Place:
+def _whole(optimizer: Any, group: Mapping[str, Any], parameter: nn.Parameter) -> _Place:
     """Without ZeRO: state of the whole parameter, which is its own master."""
 
     def view(kind: str) -> Tensor:
         return optimizer.state[parameter][kind].view(-1)
 
-    return 0, parameter.numel(), view, _copy_into(view), False
+    return 0, parameter.numel(), group["moments"], view, _copy_into(view), False
 
 
 def _partitioned(optimizer: Any, parameter: Any) -> _Place | None:
@@ -119,7 +147,8 @@ def _partitioned(optimizer: Any, parameter: Any) -> _Place | None:
     mapping = parameter._hp_mapping
     if mapping is None:
         return None  # another replica's
-    flat = optimizer.param_groups[mapping.param_group_index]["params"][0]
+    group = optimizer.param_groups[mapping.param_group_index]
+    flat = group["params"][0]
     inside = mapping.hp_fragment_address
 
     def view(kind: str) -> Tensor:
@@ -127,10 +156,10 @@ def _partitioned(optimizer: Any, parameter: Any) -> _Place | None:
         return whole.narrow(0, inside.start, inside.numel)
 
     start, numel = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
-    return start, numel, view, _copy_into(view), True
+    return start, numel, group["moments"], view, _copy_into(view), True
 
 
-def _sharded(parameter: Any) -> _Place | None:
+def _sharded(zero: Any, groups: Sequence[Mapping[str, Any]], parameter: Any) -> _Place | None:
     """ZeRO-3: equal shares of every parameter, the last one padded."""
     from deepspeed.utils import (
         safe_get_local_fp32_param,
@@ -157,7 +186,9 @@ def _sharded(parameter: Any) -> _Place | None:
         else:
             safe_set_local_optimizer_state(parameter, padded, kind)
 
-    return start, numel, get, put, True
+    sub_group = zero.grad_position[zero.get_param_id(parameter)][0]
+    moments = groups[zero.sub_group_to_group_id[sub_group]]["moments"]
+    return start, numel, moments, get, put, True
 
 
 def _copy_into(view: Callable[[str], Tensor]) -> Callable[[str, Tensor], None]:
@@ -167,18 +198,12 @@ def _copy_into(view: Callable[[str], Tensor]) -> Callable[[str, Tensor], None]:
     return copy
 
 
-def _states(engine: Any) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Yield the state and the tensor of everything that the optimizer updates at once."""
+def _updated(engine: Any) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """Yield everything that the optimizer updates at once, with its group."""
+    groups = engine.basic_optimizer.param_groups
     sharded = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
-    updated = sharded or [p for g in engine.basic_optimizer.param_groups for p in g["params"]]
-    for flat in updated:
-        yield engine.basic_optimizer.state[flat], flat
-
-
-def _make_states(engine: Any) -> None:
-    """Give a state to what has not been updated yet."""
-    for state, flat in _states(engine):
-        if not state:
-            state.update({moment: torch.zeros_like(flat.detach()) for moment in MOMENTS})
-            if isinstance(engine.basic_optimizer, torch.optim.AdamW):
-                state["step"] = torch.zeros((), device=flat.device)
+    if sharded:
+        group_of = engine.optimizer.sub_group_to_group_id
+        yield from ((groups[group_of[index]], flat) for index, flat in enumerate(sharded))
+    else:
+        yield from ((group, parameter) for group in groups for parameter in group["params"])

@@ -30,14 +30,10 @@ from megatron_gptx.checkpoint.names import (
     step_name,
     weights_name,
 )
-from megatron_gptx.checkpoint.optimizer_state import (
-    MASTER,
-    MOMENTS,
-    fragments,
-    named_parameters,
-)
+from megatron_gptx.checkpoint.optimizer_state import MASTER, fragments, named_parameters
 from megatron_gptx.checkpoint.prune import delete, delete_oldest, prune, tidy
 from megatron_gptx.checkpoint.run_description import describe_run
+from megatron_gptx.checkpoint.run_tokenizer import tokenizer_folder
 from megatron_gptx.checkpoint.safetensors_files import Part, Snapshot, Written, written
 from megatron_gptx.checkpoint.upload import Upload
 from megatron_gptx.config.schema import Config
@@ -85,6 +81,9 @@ class Saver:
         self.leader = dist.get_rank() == 0
         self.run_id = uuid.uuid4().hex
         self.pending: _Pending | None = None
+        self.best: Mapping[str, Any] | None = (
+            None  # what the newest checkpoint says of the best one
+        )
         self.num_bytes = 0  # of all ranks' parts; the same in each save
         self.pruned: Future[Any] | None = None
         self.buffers: dict[str, Tensor] = {}  # the copies of the last asynchronous save
@@ -96,7 +95,8 @@ class Saver:
         self.upload: Upload | None = None
         if self.leader:
             if config.checkpoint.upload is not None:
-                self.upload = Upload(config.checkpoint.upload, say=say)
+                tokenizer = tokenizer_folder(config.output.run_dir)
+                self.upload = Upload(config.checkpoint.upload, say=say, tokenizer=tokenizer)
             self.lock = lock(self.folder)
             tidy(self.folder)
             if not checkpoints(self.folder) and not (self.folder / LATEST).exists():
@@ -183,6 +183,7 @@ class Saver:
             texts = "; ".join(problem.text for problem in problems)
             self._fail(CheckpointError(f"{job.final} could not be written: {texts}"), last=last)
             return
+        self.best = job.manifest["best"]
         self.say(f"step {job.step}: saved {job.final}")
         if self.upload:
             self.upload.add(job.final)
@@ -315,7 +316,7 @@ class Saver:
             if not fragment.has_master and not self._writes(fragment.layer):
                 continue  # another replica does, which has the same
             masters = fragment.has_master and self.config.precision != "fp32"
-            for kind in (*MOMENTS, MASTER) if masters else MOMENTS:
+            for kind in (*fragment.moments, MASTER) if masters else fragment.moments:
                 name = f"{fragment.name}/{kind}/{fragment.start}"
                 by_layer.setdefault(fragment.layer, {})[name] = fragment.get(kind)
         for index, tensors in by_layer.items():

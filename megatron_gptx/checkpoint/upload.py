@@ -18,8 +18,15 @@ class Upload:
     What could not be copied is tried again with the next checkpoint.
     """
 
-    def __init__(self, url: str, *, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, url: str, *, say: Callable[[str], None], tokenizer: Path | None = None
+    ) -> None:
         """Open the place; `say` is called by `add`, `poll` and `finish` only.
+
+        Args:
+            url: the place.
+            say: takes a line for each copy.
+            tokenizer: the run's folder of it, copied before the first checkpoint.
 
         Raises:
             CheckpointError: a package is missing, or the URL names no place.
@@ -36,7 +43,7 @@ class Upload:
             raise CheckpointError(
                 f"checkpoint.upload: {url} cannot be used: {type(error).__name__}: {error}"
             ) from None
-        self.url, self.say = url, say
+        self.url, self.say, self.tokenizer = url, say, tokenizer
         self.waiting: dict[Path, int] = {}  # what is to be copied, and its place in the order
         self.added = self.uploaded = 0  # places of the last one that was added, and copied
         self.told: SimpleQueue[str] = SimpleQueue()
@@ -90,12 +97,20 @@ class Upload:
                 del self.waiting[path]
 
     def _copy(self, path: Path, number: int) -> None:
+        if self.tokenizer is not None and self.tokenizer.is_dir():
+            for file in (one for one in self.tokenizer.rglob("*") if one.is_file()):
+                name = file.relative_to(self.tokenizer.parent).as_posix()
+                self._put(file, f"{self.root}/{name}")
+            self.tokenizer = None
         target = f"{self.root}/{path.name}"
         if self.system.exists(f"{target}/{MANIFEST}"):
             self.system.rm_file(f"{target}/{MANIFEST}")  # this step has been saved before
         for name in (*read(path).manifest["files"], SEAL, MANIFEST):
-            self.system.makedirs(f"{target}/{name}".rpartition("/")[0], exist_ok=True)
-            self.system.put_file(str(path / name), f"{target}/{name}")
+            self._put(path / name, f"{target}/{name}")
         if number > self.uploaded:
             self.system.pipe_file(f"{self.root}/{LATEST}", f"{path.name}\n".encode())
             self.uploaded = number
+
+    def _put(self, file: Path, target: str) -> None:
+        self.system.makedirs(target.rpartition("/")[0], exist_ok=True)
+        self.system.put_file(str(file), target)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_gptx.checkpoint.changes import changed_values
-from megatron_gptx.checkpoint.choice import is_checkpoint, named
+from megatron_gptx.checkpoint.choice import is_checkpoint, named, nothing_in
 from megatron_gptx.checkpoint.compare import differences
 from megatron_gptx.checkpoint.integrity import all_names, damage, misfit
 from megatron_gptx.checkpoint.latest import newest
@@ -189,7 +189,7 @@ def _diff(one: Checkpoint, other: Checkpoint) -> int:
 def _all_of(run_dir: Path) -> list[Path]:
     found = checkpoints(checkpoint_folder(run_dir))
     if not found:
-        raise CheckpointError(f"{run_dir} holds no checkpoint")
+        raise nothing_in(run_dir)
     return found
 
 

@@ -68,6 +68,8 @@ def convert(options: argparse.Namespace) -> int:
             raise UserError(message) from None
     report(translation)
     missing = check(text, options.output or "the result")
+    if "model.vocab_size" not in translation.options:
+        print("  --vocab-size gives model.vocab_size: no tokenizer is here to ask", file=sys.stderr)
     for line in translation.not_needed:
         print(f"not needed: {line}", file=sys.stderr)
     return missing if translation.complete else 1

@@ -8,6 +8,7 @@
 import argparse
 import math
 import sys
+from itertools import groupby
 from pathlib import Path
 
 from megatron_gptx.config.errors import UserError, describe, why
@@ -51,6 +52,8 @@ def _print_summary(dataset: IndexedDataset) -> None:
     print(f"dataset      {dataset.prefix}")
     print(f"documents    {dataset.num_documents:,} in {dataset.num_sequences:,} sequences")
     print(f"tokens       {dataset.num_tokens:,} as {dataset.dtype.name}")
+    if (num_learned := int(counts.sum())) < dataset.num_tokens:
+        print(f"learned      {num_learned:,} of them, as labels")
     print(f"ids          {(counts > 0).sum():,} different, the largest {counts.size - 1:,}")
     print(f"entropy      {entropy:.4f} nats, {entropy / math.log(2):.4f} bits per token (unigram)")
     print("tokens per document")
@@ -114,7 +117,9 @@ def _print_document(
             f"{dataset.prefix}: id {max(ids)} of document {index} is outside the "
             f"{loaded.vocab_size} of {tokenizer}, which is not this dataset's tokenizer"
         )
-    print(loaded.decode(ids))
+    for learned, some in groupby(ids, key=lambda number: number >= 0):
+        run = list(some)
+        print(loaded.decode(run) if learned else f"[{len(run)} not learned]")
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:

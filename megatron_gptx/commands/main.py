@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_gptx import __version__
+from megatron_gptx.distributed.log import run_program
 
 # What each command does; its module in this package has its name.
 COMMANDS = {
@@ -36,8 +37,11 @@ WORKERS = Path(__file__).resolve().parent / "workers"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit status."""
-    words = sys.argv[1:] if argv is None else argv
+    """Run one command; return its exit status. Without words, this is the program `gptx`."""
+    return run_program(lambda: _main(sys.argv[1:])) if argv is None else _main(argv)
+
+
+def _main(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0 if words else 2
@@ -53,8 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command in LAUNCHED:
         launcher = importlib.import_module("megatron_gptx.launcher.main")
         return int(launcher.main(words, WORKERS, "gptx"))
+    from megatron_gptx.config.paths import expand_words  # a list of commands needs no pydantic
+
     module = importlib.import_module(f"megatron_gptx.commands.{command}")
-    return int(module.main(rest, f"gptx {command}"))
+    return int(module.main(expand_words(rest), f"gptx {command}"))
 
 
 def usage() -> str:

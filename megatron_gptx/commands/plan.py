@@ -28,8 +28,13 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print exact numbers as JSON")
     options = parser.parse_args(argv)
     try:
-        plan = make_plan(load(options.config, options.set))
+        config = load(options.config, options.set)
+        plan = make_plan(config)
     except UserError as error:
         parser.exit(2, f"{error}\n")
     print(json.dumps(plan.as_dict(), indent=2) if options.json else plan.table())
+    if config.launch.device == "auto" and not options.json:
+        print(
+            "Planned for GPUs, as launch.device is auto; --set launch.device=cpu plans for a CPU."
+        )
     return 0

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 from megatron_gptx.config.errors import UserError, describe
 from megatron_gptx.corpus.formats import ENDINGS, recognise
-from megatron_gptx.corpus.sources import InputFile, find_files
+from megatron_gptx.corpus.open_input import InputFile
+from megatron_gptx.corpus.sources import find_files
 from megatron_gptx.corpus.standard_input import STDIN, spooled
 from megatron_gptx.corpus.worker_pool import import_ahead
 
@@ -131,7 +132,9 @@ def describe_passed_over(paths: list[str]) -> str:
 
 def _make_dataset(args: argparse.Namespace, files: list[InputFile], key: str, prefix: Path) -> None:
     # Not before the workers' imports have begun: they take a quarter of a second, beside these.
+    from megatron_gptx.corpus.chat import unknown_markers
     from megatron_gptx.corpus.encode import Options
+    from megatron_gptx.tokenizer.build import load_tokenizer
 
     chat = _chat(args)
     options = Options(
@@ -146,6 +149,10 @@ def _make_dataset(args: argparse.Namespace, files: list[InputFile], key: str, pr
     )
     _make(args, files, prefix, options)
     if chat is not None:
+        known = load_tokenizer(args.tokenizer, merges=args.merge_file).special_tokens
+        if unknown := unknown_markers(chat, known):
+            names = ", ".join(unknown)
+            print(f"not in the vocabulary, so text like any other: {names}", file=sys.stderr)
         labels = _labels_of(prefix)
         _make(args, files, labels, replace(options, labels=True))
         print(f"answers      data.labels: {{{prefix}: {labels}}} trains on them only")

@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from megatron_gptx.checkpoint.choice import nothing_in
 from megatron_gptx.checkpoint.latest import lock, newest
 from megatron_gptx.checkpoint.manifest import CheckpointError
 from megatron_gptx.checkpoint.names import checkpoint_folder, checkpoints
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 def _prune(run_dir: Path, options: CheckpointConfig, *, dry_run: bool) -> int:
     folder = checkpoint_folder(run_dir)
     if not checkpoints(folder):
-        raise CheckpointError(f"{run_dir} holds no checkpoint")
+        raise nothing_in(run_dir)
     # Held until this process ends, so that no run starts meanwhile.
     held = lock(folder)
     found = newest(run_dir)

@@ -16,9 +16,10 @@ from typing import Any
 
 from megatron_gptx.commands.preprocess import describe_passed_over
 from megatron_gptx.config.errors import UserError, describe
+from megatron_gptx.corpus.open_input import InputFile
 from megatron_gptx.corpus.preprocess import describe_inputs
 from megatron_gptx.corpus.read_texts import Account, Reading, read_unit
-from megatron_gptx.corpus.sources import InputFile, divide, find_files
+from megatron_gptx.corpus.sources import divide, find_files
 from megatron_gptx.dataset.manifest import read_manifest, write_manifest
 from megatron_gptx.files.checksums import file_sha256
 from megatron_gptx.files.write import write_synced

@@ -1,12 +1,16 @@
 """Paths as people write them: `~` stands for a home folder."""
 
+import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator
 
 _VARIABLE = re.compile(r"\$(?:\{[^}]*\}?|[A-Za-z_][A-Za-z0-9_]*)")
+
+_WORD = re.compile(r"(--[a-z-]+=)(~(?:/.*)?)")
 
 
 def expand(text: str) -> str:
@@ -41,6 +45,19 @@ def expand_given(text: str) -> str:
     if not text.strip():
         raise ValueError("the path is empty: name one, or leave the option out")
     return expand(text)
+
+
+def expand_words(words: Iterable[str]) -> list[str]:
+    """Return a command line in which `--option=~/x`, which shells leave alone, means the home."""
+    return [
+        found[1] + expand_home(found[2]) if (found := _WORD.fullmatch(word)) else word
+        for word in words
+    ]
+
+
+def expand_home(word: str) -> str:
+    """Return a path of a command line with `~` at its start replaced, where that home is known."""
+    return os.path.expanduser(word)  # noqa: PTH111 - pathlib raises for other homes
 
 
 # An option whose default is empty takes an empty path as well.

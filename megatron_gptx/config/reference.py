@@ -77,7 +77,22 @@ def json_schema() -> str:
     for definition in schema["$defs"].values():
         _loosen(definition)
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "GPT-X run"}
-    return json.dumps({**schema, **head}, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps({**schema, **head})
+    schema = json.loads(text, parse_float=_shortest, object_hook=_alike)
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+# The file is the same whatever the version of pydantic: 2.7 writes a limit of 1 as 1.0, names a
+# constant twice, and leaves out that any key may stand in a mapping.
+def _shortest(text: str) -> float:
+    number = float(text)
+    return int(number) if number.is_integer() else number
+
+
+def _alike(part: dict[str, Any]) -> dict[str, Any]:
+    if "const" in part:
+        part.pop("enum", None)
+    return {"additionalProperties": True, **part} if part.get("type") == "object" else part
 
 
 def _loosen(definition: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from megatron_gptx.config.batch import Batch, derive_batch
 from megatron_gptx.config.data import DataConfig
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.ops import OpsConfig
+from megatron_gptx.config.optimizers import OPTIMIZERS
 from megatron_gptx.config.output import GenerationConfig, LoggingConfig, OutputConfig
 from megatron_gptx.config.parallel import LaunchConfig, ParallelConfig
 from megatron_gptx.config.secrets import names_secret
@@ -108,6 +109,7 @@ class Config(Section):
             self._empty_stages,
             self._boundaries,
             self._warmup,
+            self._whole_matrices,
             self._check_replicas,
             self._keep_best,
             self._deepspeed_keys,
@@ -127,6 +129,22 @@ class Config(Section):
                 "schedule.warmup_steps",
                 f"warmup_steps {self.schedule.warmup_steps} leaves none of the "
                 f"{self.training.steps} training.steps",
+            )
+
+    def _whole_matrices(self) -> Iterator[Problem]:
+        name, largest = self.optimizer.name, OPTIMIZERS[self.optimizer.name].largest_zero_stage
+        why = f"optimizer.name {name} updates whole matrices, which ZeRO cuts into ranges"
+        if self.parallel.zero_stage > largest:
+            yield Problem(
+                "parallel.zero_stage",
+                f"{why}: set zero_stage {largest}, or another optimizer, got "
+                f"{self.parallel.zero_stage}",
+            )
+        if largest == 0 and self.precision != "fp32":
+            yield Problem(
+                "precision",
+                f"{why}, and {self.precision} runs as ZeRO 1 for its master weights: set precision "
+                "fp32, or another optimizer",
             )
 
     def _check_replicas(self) -> Iterator[Problem]:

@@ -1,12 +1,14 @@
 """What one step does, how many there are, and how the learning rate moves."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from megatron_gptx.config.errors import show
+from megatron_gptx.config.optimizers import OPTIMIZERS, OptimizerName
 from megatron_gptx.config.paths import PathText
 from megatron_gptx.config.section import Check, Problem, Section
 
@@ -75,19 +77,94 @@ class TrainingConfig(Section):
             yield Problem("epochs", "give either steps or epochs, not both")
 
 
-class OptimizerConfig(Section):
-    """AdamW. Weight decay never touches gates, norms and biases."""
+def _of_some(option: str, meaning: str) -> str:
+    """Return the description of an option that not every optimizer has."""
+    owners: dict[str, list[str]] = {}
+    for name, facts in OPTIMIZERS.items():
+        if option in facts.options:
+            owners.setdefault(json.dumps(facts.options[option]), []).append(f"`{name}`")
+    defaults = (f"{default} for {' and '.join(names)}" for default, names in owners.items())
+    return f"{meaning}; null means {', '.join(defaults)}."
 
-    lr: float = Field(gt=0, le=1_000_000, description="Peak learning rate.")
-    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
-        [0.9, 0.95], min_length=2, max_length=2, description="Decay of the two moments."
+
+class OptimizerConfig(Section):
+    """The optimizer. It refuses other optimizers' options. Gates, norms and biases never decay."""
+
+    name: OptimizerName = Field(
+        "adamw",
+        description="`adamw`. `lion` is Algorithm 2 of arXiv:2302.06675; the paper takes a rate 3 "
+        "to 10 times lower, and a weight decay as many times higher. `muon` is that of "
+        "arXiv:2502.16982: it orthogonalises the momentum of the blocks' matrices, and AdamW "
+        "updates the rest at the same rate. `muon` needs precision fp32 and zero_stage 0.",
     )
-    eps: float = Field(1e-8, ge=1e-30, le=1, description="Added to the root of the second moment.")
+    lr: float = Field(gt=0, le=1_000_000, description="Peak learning rate.")
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description=_of_some(
+            "betas", "Decay of AdamW's two moments, or of Lion's update and of its momentum"
+        ),
+    )
+    eps: float | None = Field(
+        None,
+        ge=1e-30,
+        le=1,
+        description=_of_some("eps", "Added to the root of AdamW's second moment"),
+    )
+    momentum: float | None = Field(
+        None, ge=0, lt=1, description=_of_some("momentum", "Decay of the momentum of matrices")
+    )
+    nesterov: bool | None = Field(
+        None, description=_of_some("nesterov", "Look ahead by one step of that momentum")
+    )
+    newton_schulz_steps: int | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description=_of_some("newton_schulz_steps", "Iterations that orthogonalise a matrix"),
+    )
     weight_decay: float = Field(0.1, ge=0, description="Decoupled decay of weight matrices.")
     decay_embeddings: bool = Field(False, description="Decay embedding tables as well.")
     gradient_clipping: float | None = Field(
         1.0, ge=1e-12, description="Largest global gradient norm; null does not clip."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _write_out_defaults(cls, values: Any) -> Any:
+        """Fill in the optimizer's own options, so that a saved configuration tells them."""
+        name = values.get("name", "adamw") if isinstance(values, dict) else None
+        if not isinstance(name, str) or name not in OPTIMIZERS:
+            return values
+        own = OPTIMIZERS[name].options.items()
+        return values | {key: default for key, default in own if values.get(key) is None}
+
+    def checks(self) -> tuple[Check, ...]:
+        """Return what looks for options of another optimizer."""
+        return (self._foreign_options,)
+
+    def _foreign_options(self) -> Iterator[Problem]:
+        for option in {option: None for facts in OPTIMIZERS.values() for option in facts.options}:
+            if getattr(self, option) is not None and option not in OPTIMIZERS[self.name].options:
+                owners = [name for name, facts in OPTIMIZERS.items() if option in facts.options]
+                yield Problem(
+                    option,
+                    f"is an option of {' and '.join(owners)}, and optimizer.name is {self.name}; "
+                    "leave it out",
+                )
+
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """The options that this optimizer has, by name."""
+        values = {
+            "betas": self.betas,
+            "eps": self.eps,
+            "momentum": self.momentum,
+            "nesterov": self.nesterov,
+            "newton_schulz_steps": self.newton_schulz_steps,
+        }
+        return {option: values[option] for option in OPTIMIZERS[self.name].options}
 
 
 class ScheduleConfig(Section):

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from megatron_gptx.config.messages import show
+from megatron_gptx.config.errors import show
 from megatron_gptx.convert.settings import Setting, texts
 
 # A refused setting leaves another model, or another course of training, than the one that was

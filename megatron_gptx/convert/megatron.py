@@ -17,6 +17,7 @@ _RECOMPUTE = ("recompute_num_layers", "activations_checkpoint_num_layers", "chec
 def decide_megatron(ledger: Ledger, vocab_size: int | None) -> None:
     """Decide every argument, and write its defaults where nothing was given."""
     ledger.refuse_numbers(names.NUMBERS, names.ABOVE_ZERO)
+    _optimizer(ledger)
     ledger.same(names.SAME)
     _stable_style(ledger)
     ledger.words(names.WORDS, names.INSTEAD)
@@ -27,7 +28,6 @@ def decide_megatron(ledger: Ledger, vocab_size: int | None) -> None:
     _vocabulary(ledger, vocab_size)
     for path, value in names.DEFAULTS.items():
         ledger.options.setdefault(path, value)
-    _optimizer(ledger)
     _schedule(ledger)
     _recompute(ledger)
     _output(ledger)
@@ -152,14 +152,50 @@ def _stable_style(ledger: Ledger) -> None:
 
 
 def _optimizer(ledger: Ledger) -> None:
-    betas = [ledger.value("adam_beta1", 0.9), ledger.value("adam_beta2", 0.999)]
-    ledger.options["optimizer.betas"] = betas
-    for name in ("adam_beta1", "adam_beta2"):
-        if ledger.open(name):
-            ledger.used(name, "optimizer.betas")
+    name = ledger.given("optimizer", "adam")
+    if name == "lion":
+        ledger.translate("optimizer", "optimizer.name", "lion")
+        _betas(ledger, {"lion_beta1": 0.95, "lion_beta2": 0.98})
+        for adams in ("adam_beta1", "adam_beta2", "adam_eps"):
+            if ledger.open(adams):
+                ledger.drop(adams, "has no meaning with lion")
+    else:
+        if name in ("muon", "dist_muon"):
+            _muon(ledger)
+        _betas(ledger, {"adam_beta1": 0.9, "adam_beta2": 0.999})
     if ledger.open("clip_grad"):
         limit = ledger.value("clip_grad") or None  # its 0 does not clip
         ledger.translate("clip_grad", "optimizer.gradient_clipping", limit)
+
+
+def _betas(ledger: Ledger, defaults: dict[str, float]) -> None:
+    betas = [ledger.value(name, default) for name, default in defaults.items()]
+    ledger.options["optimizer.betas"] = betas
+    for name in defaults:
+        if ledger.open(name):
+            ledger.used(name, "optimizer.betas")
+
+
+def _muon(ledger: Ledger) -> None:
+    """Decide Muon, which looks ahead there only where asked, and takes steps of another size."""
+    factor = ledger.value("muon_extra_scale_factor", 1.0)
+    ledger.options["optimizer.name"] = "muon"
+    if factor == names.MUON_SCALE:
+        ledger.used("optimizer", "optimizer.name")
+        ledger.drop("muon_extra_scale_factor", "as here")
+    else:
+        ledger.refuse(
+            "optimizer",
+            f"its updates are scaled by {factor}, here by {names.MUON_SCALE}; see optimizer.lr",
+        )
+    ledger.options["optimizer.nesterov"] = False
+    ledger.same(names.MUON)
+    for name in names.MUON_NOT_NEEDED:
+        if ledger.open(name):
+            ledger.drop(name, "with muon, matrices are whole, and so is all of its state")
+    for name in ("fp16", "bf16"):
+        if ledger.open(name):
+            ledger.refuse(name, "with muon, precision is fp32")
 
 
 def _schedule(ledger: Ledger) -> None:

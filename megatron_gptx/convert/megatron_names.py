@@ -84,6 +84,16 @@ DEFAULTS = {
     "evaluation.batches": 100,
 }
 
+# Of its Muon: the scale of updates that is ours, its options, and where matrices and state lie.
+MUON_SCALE = 0.2
+MUON = {
+    "muon_momentum": "optimizer.momentum",
+    "muon_nesterov": "optimizer.nesterov",
+    "muon_use_nesterov": "optimizer.nesterov",
+    "muon_num_ns_steps": "optimizer.newton_schulz_steps",
+}
+MUON_NOT_NEEDED = ("muon_tp_mode", "use_distributed_optimizer", "zero_stage")
+
 # Settings for which only these values have a counterpart, with what the others ask for.
 ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "script": ((), "a decoder that predicts the next token is the only kind of model"),
@@ -94,7 +104,10 @@ ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "deepspeed_config": ((), "settings in a file of their own: see the section `deepspeed`"),
     "use_checkpoint_args": ((), "the model is the configuration's, not a checkpoint's"),
     "spec": ((), "layers are those of megatron_gptx/model"),
-    "optimizer": (("adam",), "the optimizer is AdamW"),
+    "optimizer": (("adam",), "optimizer.name has no such value"),
+    "muon_scale_mode": (("spectral",), "updates are scaled by the longer side of a matrix"),
+    "muon_scalar_optimizer": (("adam",), "beside Muon, AdamW updates the rest"),
+    "muon_no_split_qkv": ((), "queries, keys and values are orthogonalised apart"),
     "apply_residual_connection_post_layernorm": ((), "a branch joins the stream before its norm"),
     "add_qkv_bias": ((), "attention and feed-forwards have biases together, or none has"),
     "qk_layernorm": ((), "queries and keys have no norm"),
@@ -135,6 +148,7 @@ PART_OF = {
         ("position_embedding_type", "use_rotary_position_embeddings"),
     ),
     "num_query_groups": ("group_query_attention",),
+    **dict.fromkeys(("lion_*", "muon_*"), ("optimizer",)),
     **dict.fromkeys(("moe_*", "*expert*"), ("num_experts",)),
     **dict.fromkeys(("fp8_*", "no_fp8_*"), ("fp8_format", "fp8_hybrid")),
     "decoupled_min_lr": ("decoupled_lr",),
@@ -174,6 +188,10 @@ NOT_NEEDED = {
     ),
     "openai_gelu": "gelu is exact, theirs an approximation",
     "apply_query_key_layer_scaling": "scores are scaled in one step",
+    **dict.fromkeys(
+        ("muon_coefficient_type", "muon_fp32_matmul_prec"),
+        "each of them approximates the same orthogonal matrix",
+    ),
     "apply_layernorm_1p": "a scale of 1 + w learns what a scale of w does",
     "fp16_lm_cross_entropy": "the loss is computed in fp32",
     "calculate_per_token_loss": "every token weighs the same",
@@ -249,6 +267,7 @@ NOT_NEEDED = {
 # Those that are reckoned with.
 NUMBERS = (
     *("min_lr", "adam_beta1", "adam_beta2", "lr_warmup_iters", "lr_warmup_samples"),
+    *("lion_beta1", "lion_beta2", "muon_momentum", "muon_extra_scale_factor"),
     *("lr_warmup_fraction", "vocab_size", "padded_vocab_size", "clip_grad", "num_experts"),
 )
 ABOVE_ZERO = (
@@ -257,5 +276,10 @@ ABOVE_ZERO = (
     *("train_samples", "lr_decay_iters", "lr_decay_samples", "lr_wsd_decay_iters"),
     *("lr_wsd_decay_samples", "global_batch_size", "make_vocab_size_divisible_by"),
     *("tensor_model_parallel_size", "model_parallel_size", "recompute_num_layers"),
-    *("checkpoint_num_layers", "activations_checkpoint_num_layers", "save_retain_interval"),
+    *(
+        "muon_num_ns_steps",
+        "checkpoint_num_layers",
+        "activations_checkpoint_num_layers",
+        "save_retain_interval",
+    ),
 )

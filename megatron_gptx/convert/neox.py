@@ -22,6 +22,7 @@ def decide_neox(ledger: Ledger, vocab_size: int | None) -> None:
     ledger.drop_nothing()
     ledger.refuse_numbers(names.NUMBERS, names.ABOVE_ZERO)
     _epochs(ledger)
+    _optimizer(ledger)
     ledger.same(names.SAME)
     for name, path in names.NONE_FOR_ZERO.items():
         if ledger.open(name):
@@ -116,6 +117,19 @@ def _epochs(ledger: Ledger) -> None:
     if ledger.open("train_epochs") and not told:
         ledger.options["training.epochs"] = ledger.value("train_epochs")
         ledger.refuse("train_epochs", "a hundredth of it is warm-up: set schedule.warmup_steps")
+
+
+def _optimizer(ledger: Ledger) -> None:
+    """Decide the optimizer where it is Lion; AdamW needs no option, and no other is known."""
+    lion = False
+    for name in ("optimizer.type", "optimizer_type"):
+        if ledger.open(name) and str(ledger.value(name)).lower() == "lion":
+            ledger.translate(name, "optimizer.name", "lion")
+            lion = True
+    if lion:
+        ledger.options["optimizer.betas"] = names.LION_BETAS
+        if ledger.open("optimizer.params.eps"):
+            ledger.drop("optimizer.params.eps", "Lion divides by nothing")
 
 
 def _precision(ledger: Ledger) -> None:

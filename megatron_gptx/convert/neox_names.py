@@ -106,10 +106,14 @@ DEFAULTS = {
     "generation.temperature": 0.0,
 }
 
+# Of its Lion, where nothing is said.
+LION_BETAS = [0.9, 0.99]
+
+_OPTIMIZERS = "optimizer.name has no such value; of GPT-NeoX's it knows Adam and Lion"
 # Settings for which only these values have a counterpart, with what the others ask for.
 ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
-    "optimizer.type": (("Adam", "AdamW", "adam", "adamw", "cpu_adam"), "the optimizer is AdamW"),
-    "optimizer_type": (("adam", "cpu_adam"), "the optimizer is AdamW"),
+    "optimizer.type": (("Adam", "AdamW", "adam", "adamw", "cpu_adam"), _OPTIMIZERS),
+    "optimizer_type": (("adam", "cpu_adam"), _OPTIMIZERS),
     "use_bnb_optimizer": ((False,), "the optimizer's state has 32 bits"),
     "checkpoint_scale": (("linear",), "checkpoint.interval is a number of steps"),
     "gpt_j_residual": ((False,), "attention and feed-forward beside one another"),

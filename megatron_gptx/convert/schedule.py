@@ -17,7 +17,7 @@ def set_warmup(ledger: Ledger, names: list[str], steps: float | None) -> int:
                 ledger.refuse(name, "a share of steps whose number is not given")
             else:
                 ledger.used(name, "schedule.warmup_steps")
-    warmup = round(steps or 0)
+    warmup = max(1, round(steps)) if steps else 0  # less than half a step is a warm-up still
     ledger.options["schedule.warmup_steps"] = warmup
     return warmup
 

@@ -25,6 +25,7 @@ _NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 _ANSWERS = "assistant"
 # White space around it shows whether the template strips a content; no template writes this one.
 _EDGE = "\u2003"
+_LIKE_MARKERS = re.compile(r"<\|[\w.:/-]+\|>")
 _PLACE = re.compile(f"({_EDGE}?)\ue000(\\d+)\ue001({_EDGE}?)")
 
 
@@ -62,6 +63,13 @@ def read_template(path: str) -> dict[str, str]:
             raise UserError(f"{path}: the template writes {name}, which no {_CONFIG} beside it has")
         tokens[name] = token
     return {"template": source, **tokens}
+
+
+def unknown_markers(chat: Mapping[str, str], known: frozenset[str]) -> list[str]:
+    """Return what stands in a template like a marker, or is a token by name, and is none."""
+    named = [token for name, token in chat.items() if name != "template"]
+    found = [*_LIKE_MARKERS.findall(chat["template"]), *named]
+    return [token for token in dict.fromkeys(found) if token not in known]
 
 
 class ChatTemplate:

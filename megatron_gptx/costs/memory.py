@@ -8,9 +8,15 @@ elements where gradients are reduced).
 from typing import NamedTuple
 
 from megatron_gptx.config.model import ModelConfig
+from megatron_gptx.config.optimizers import OPTIMIZERS
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.training import Precision
-from megatron_gptx.costs.parameters import held_parameters, layer_parameters
+from megatron_gptx.costs.parameters import (
+    block_matrices,
+    held_parameters,
+    layer_parameters,
+    matrix_parameters,
+)
 
 FLOAT = 4  # bytes of float32: scores, carry, master weights, moments
 
@@ -67,7 +73,7 @@ def effective_zero_stage(config: Config) -> int:
 
 
 def state_memory(config: Config, first: int, stop: int) -> StateMemory:
-    """Return the bytes of weights, gradients and AdamW state for the layers [first, stop).
+    """Return the bytes of weights, gradients and optimizer state for the layers [first, stop).
 
     Source: what DeepSpeed 0.19.8 allocates in runtime/bf16_optimizer.py,
     runtime/zero/stage_1_and_2.py and runtime/zero/stage3.py; alignment padding left out. ZeRO
@@ -78,28 +84,63 @@ def state_memory(config: Config, first: int, stop: int) -> StateMemory:
     zero_stage = effective_zero_stage(config)
     part = -(-number // (parallel.data_replicas or 1))
     if zero_stage == 0:
-        return StateMemory(FLOAT * number, FLOAT * number, 2 * FLOAT * number, step=0, host=0)
+        moments, updates = _moments(config, first, stop), _updates(config, first, stop)
+        return StateMemory(FLOAT * number, FLOAT * number, moments, updates, host=0)
+    # Of masters and moments. An optimizer that needs whole matrices runs without ZeRO.
+    facts = OPTIMIZERS[config.optimizer.name]
+    kept, updates = (1 + len(facts.moments)) * FLOAT * part, facts.num_updates * FLOAT * part
     if zero_stage == 1:
-        return _stage_1(number, part, precision)
-    accumulates = config.batch.accumulation_steps > 1
-    state = _stage_2(number, part, precision, accumulates=accumulates)
-    if zero_stage == 3:
+        weights, gradients, step = _stage_1(number, part, precision)
+    elif zero_stage == 2:
+        accumulates = config.batch.accumulation_steps > 1
+        weights, gradients, step = _stage_2(number, part, precision, accumulates=accumulates)
+    else:
         largest = max(layer_parameters(config.model)[first:stop])
-        state = _stage_3(part, largest, precision)
+        weights, gradients, step = _stage_3(part, largest, precision)
+    state = StateMemory(weights, gradients, kept, step + updates, host=0)
     return _offloaded(state, part, config)
 
 
-def _stage_1(number: int, part: int, precision: Precision) -> StateMemory:
+def _moments(config: Config, first: int, stop: int) -> int:
+    """Return the bytes of whole moments for the layers [first, stop)."""
+    facts = OPTIMIZERS[config.optimizer.name]
+    matrices = 0
+    if facts.matrix_moments is not None:
+        matrices = matrix_parameters(config.model, first, stop)
+    rest = held_parameters(config.model, first, stop) - matrices
+    return FLOAT * (len(facts.moments) * rest + len(facts.matrix_moments or ()) * matrices)
+
+
+def _updates(config: Config, first: int, stop: int) -> int:
+    """Return the bytes that a step on whole parameters holds for its own duration."""
+    facts = OPTIMIZERS[config.optimizer.name]
+    if facts.matrix_moments is None:
+        return facts.num_updates * FLOAT * held_parameters(config.model, first, stop)
+    if not matrix_parameters(config.model, first, stop):
+        return 0
+    # Of training/muon.py: the update of a parameter, then of one matrix the iterate before and
+    # after, the product with its own transpose, and a polynomial of that.
+    return FLOAT * max(
+        matrix.size + 2 * matrix.rows * matrix.columns + 2 * min(matrix.rows, matrix.columns) ** 2
+        for matrix in block_matrices(config.model)
+    )
+
+
+def _stage_1(number: int, part: int, precision: Precision) -> tuple[int, int, int]:
+    """Return stage 1's bytes of weights, gradients and step."""
     width = compute_bytes(precision)
     if precision == "bf16":
         # BF16_Optimizer adds every bf16 gradient to an fp32 one, at once, and partitions neither.
         gradients, step = FLOAT * number, 0
     else:
         gradients, step = width * number, _flattened_gradients(part, precision)
-    return StateMemory(width * number, gradients, 3 * FLOAT * part, step, host=0)
+    return width * number, gradients, step
 
 
-def _stage_2(number: int, part: int, precision: Precision, *, accumulates: bool) -> StateMemory:
+def _stage_2(
+    number: int, part: int, precision: Precision, *, accumulates: bool
+) -> tuple[int, int, int]:
+    """Return stage 2's bytes of weights, gradients and step."""
     width = compute_bytes(precision)
     if precision == "bf16":
         gradients, step = FLOAT * part, 0
@@ -107,15 +148,15 @@ def _stage_2(number: int, part: int, precision: Precision, *, accumulates: bool)
         # The sum so far, and the partition of the micro-batch that is about to be added to it.
         gradients = (2 if accumulates else 1) * width * part
         step = _flattened_gradients(part, precision)
-    return StateMemory(width * number, gradients, 3 * FLOAT * part, step, host=0)
+    return width * number, gradients, step
 
 
-def _stage_3(part: int, largest_layer: int, precision: Precision) -> StateMemory:
+def _stage_3(part: int, largest_layer: int, precision: Precision) -> tuple[int, int, int]:
     """Return stage 3's bytes: one layer's weights are gathered at a time, at the least."""
     width = compute_bytes(precision)
     gradients = (width if precision == "fp16" else FLOAT) * part
     step = _flattened_gradients(part, precision)
-    return StateMemory(width * (part + largest_layer), gradients, 3 * FLOAT * part, step, host=0)
+    return width * (part + largest_layer), gradients, step
 
 
 def _flattened_gradients(part: int, precision: Precision) -> int:
@@ -129,8 +170,9 @@ def _offloaded(state: StateMemory, part: int, config: Config) -> StateMemory:
     width = compute_bytes(config.precision)
     if offload == "none":
         return state
-    # Master weights, two moments and the fp32 gradients that they are updated from.
-    host = 4 * FLOAT * part
+    # Master weights, moments and updates, and the fp32 gradients that they are updated from.
+    updates = OPTIMIZERS[config.optimizer.name].num_updates * FLOAT * part
+    host = state.optimizer + updates + FLOAT * part
     if zero_stage == 2:
         # A staging buffer for new weights, and 16-bit sums of gradients between micro-batches.
         host += width * part * (2 if config.batch.accumulation_steps > 1 else 1)

@@ -1,6 +1,21 @@
 """How many parameters every entry of the layer list has, counted from the configuration alone."""
 
+from typing import NamedTuple
+
 from megatron_gptx.config.model import ModelConfig
+
+
+class Matrix(NamedTuple):
+    """Shape of a block's weight matrix, and how many lie one below another in one parameter."""
+
+    rows: int
+    columns: int
+    number: int = 1
+
+    @property
+    def size(self) -> int:
+        """Elements of the parameter."""
+        return self.number * self.rows * self.columns
 
 
 def layer_parameters(config: ModelConfig) -> list[int]:
@@ -29,6 +44,21 @@ def held_parameters(config: ModelConfig, first: int, stop: int) -> int:
     return own + (config.vocab_size * config.hidden_size if copies else 0)
 
 
+def block_matrices(config: ModelConfig) -> list[Matrix]:
+    """Return the weight matrices of one block."""
+    width, inner = config.hidden_size, config.ffn_width
+    num_inner = 2 if config.activation == "swiglu" else 1  # a gate beside the values
+    feedforward = [*[Matrix(inner, width)] * num_inner, Matrix(width, inner)]
+    attention = [Matrix(width, width, number=3), Matrix(width, width)]
+    return attention + feedforward * (2 if config.macaron else 1)
+
+
+def matrix_parameters(config: ModelConfig, first: int, stop: int) -> int:
+    """Return the parameters in matrices of the blocks among the layers [first, stop)."""
+    num_blocks = max(0, min(stop, config.num_layers + 1) - max(first, 1))
+    return num_blocks * sum(matrix.size for matrix in block_matrices(config))
+
+
 def _embedding(config: ModelConfig) -> int:
     positions = config.seq_length if config.position == "learned" else 0
     return (config.vocab_size + positions) * config.hidden_size
@@ -43,13 +73,7 @@ def _block(config: ModelConfig) -> int:
     num_feedforwards = 2 if config.macaron else 1
     num_branches = num_feedforwards + 1
     join = 1 if config.residual == "rezero" else 2 * width  # a gate, or a LayerNorm
-    bias = width if config.biases else 0
-    attention = 4 * (width * width + bias)
-    return attention + num_feedforwards * _feedforward(config) + num_branches * join
-
-
-def _feedforward(config: ModelConfig) -> int:
-    width, inner = config.hidden_size, config.ffn_width
-    num_inner = 2 if config.activation == "swiglu" else 1  # a gate beside the values
-    biases = num_inner * inner + width if config.biases else 0
-    return (num_inner + 1) * width * inner + biases
+    biases = 0
+    if config.biases:
+        biases = sum(matrix.number * matrix.rows for matrix in block_matrices(config))
+    return sum(matrix.size for matrix in block_matrices(config)) + biases + num_branches * join

@@ -47,11 +47,13 @@ def build_validation(data: DataConfig, *, seq_length: int) -> dict[str, BlendedD
     """Open the validation sets alone; without `split`, the training data need not be there.
 
     Raises:
-        UserError: as in `build_datasets`.
+        UserError: as in `build_datasets`, and where there are none.
     """
     if data.split is not None and data.train is None:
         raise _no_training_data()
-    return _Sources(data, seq_length).validation()
+    if sets := _Sources(data, seq_length).validation():
+        return sets
+    raise OptionError("data.valid", "there is no validation data: set data.valid or data.split")
 
 
 def _no_training_data() -> OptionError:

@@ -104,9 +104,10 @@ class StepLoader:
         size, replicas = self.batch.micro_size, self.replicas
         firsts = (np.arange(self.batch.accumulation_steps) * replicas + self.replica) * size
         offsets = (firsts[:, None] + np.arange(size)).ravel()
-        together = max(1, _TOKENS_TOGETHER // (offsets.size * self.dataset.seq_length))
-        ahead = np.arange(together)[:, None] * self.batch.global_size
+        most = max(1, _TOKENS_TOGETHER // (offsets.size * self.dataset.seq_length))
+        together = 1  # more and more, so that nobody waits for the first ones, or reads for nothing
         while True:
+            ahead = np.arange(together)[:, None] * self.batch.global_size
             steps = first_sample + ahead + offsets
             try:
                 group = self._read(steps)
@@ -115,6 +116,7 @@ class StepLoader:
             else:
                 yield group
             first_sample += together * self.batch.global_size
+            together = min(2 * together, most)
 
     def _read(self, steps: npt.NDArray[np.int64]) -> list[Step]:
         """Return the steps with the samples at (steps, samples) positions."""

@@ -1,6 +1,6 @@
 """Datasets joined to one, and one divided into several; no token passes through a tokenizer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def _copy(piece: Piece, writer: IndexedDatasetWriter) -> None:
             writer.append_tokens(blocks, lengths, sequences)
 
 
-def _common(pieces: Iterable[Piece]) -> dict[str, Any]:
+def _common(pieces: Sequence[Piece]) -> dict[str, Any]:
     """Return what the manifests of all pieces agree on, as far as all have one."""
     known: dict[str, tuple[Path, dict[str, Any]]] = {}
     manifests = []
@@ -123,6 +123,13 @@ def _common(pieces: Iterable[Piece]) -> dict[str, Any]:
     if len(known) > 1:
         (one, _), (other, _) = list(known.values())[:2]
         raise UserError(f"{one} and {other} were made with different tokenizers")
+    learned: dict[bool, Path] = {}
+    for piece, manifest in zip(pieces, manifests, strict=True):
+        if manifest is not None:
+            of_labels = bool((manifest.get("options") or {}).get("labels"))
+            learned.setdefault(of_labels, piece.dataset.prefix)
+    if len(learned) > 1:
+        raise UserError(f"{learned[True]} holds labels, and {learned[False]} tokens")
     if not known or None in manifests:
         return {"tokenizer": None, "end_of_document": None}
     ends = {manifest["end_of_document"] for manifest in manifests if manifest is not None}
@@ -133,4 +140,5 @@ def _common(pieces: Iterable[Piece]) -> dict[str, Any]:
         "tokenizer": manifest["tokenizer"],
         "end_of_document": ends.pop() if len(ends) == 1 else None,
         "markers": list(markers.pop()) if same else None,
+        **({"options": {"labels": True}} if True in learned else {}),
     }

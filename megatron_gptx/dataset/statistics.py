@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from megatron_gptx.config.batch import IGNORE
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.dataset.indexed_dataset import IndexedDataset
 
@@ -31,14 +32,16 @@ def id_range(ids: npt.NDArray[np.integer]) -> tuple[int, int]:
 
 
 def token_counts(stream: TokenStream) -> npt.NDArray[np.int64]:
-    """Return how often each id occurs, (largest id + 1,).
+    """Return how often each id occurs, (largest id + 1,); of labels, those that are learned.
 
     Raises:
         UserError: an id is negative.
     """
     counts = np.zeros(0, np.int64)
     for ids in _chunks(stream):
-        if ids.min() < 0:
+        if ids.min() == IGNORE:
+            ids = ids[ids != IGNORE]
+        if ids.min(initial=0) < 0:
             raise UserError(f"{_name(stream)}: token id {ids.min()} is negative")
         here = np.bincount(ids, minlength=counts.size)
         here[: counts.size] += counts

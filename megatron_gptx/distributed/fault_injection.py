@@ -8,7 +8,7 @@ separated by spaces, each an action and conditions joined by colons:
 Actions: `kill` (SIGKILL), `stop` (SIGSTOP), `term` (SIGTERM), `sleep` (for ever), `slow` (a
 moment, each time), `error` (an exception), `full` (the error of a full disk); on tensors, `nan` at
 `gradient` and `flip` (one bit) at `weights`. The signals take `who=rank` (the default), `who=node`
-(DeepSpeed's launcher of this node) or `who=launcher` (deepy.py). Conditions: `at=PLACE` (always),
+(the launcher of this node) or `who=launcher` (deepy.py). Conditions: `at=PLACE` (always),
 `rank=N`, `step=N`, `step>=N`, and `once=FILE`: only where that file does not exist yet, which
 makes it.
 """

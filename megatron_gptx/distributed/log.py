@@ -4,9 +4,11 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
+
+from megatron_gptx.distributed.exit_status import MISTAKE
 
 
 class _Lossy(io.RawIOBase):
@@ -14,6 +16,7 @@ class _Lossy(io.RawIOBase):
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
+        self.problem: OSError | None = None  # why something was dropped
 
     def writable(self) -> bool:
         """Return that this is a stream to write to."""
@@ -31,30 +34,50 @@ class _Lossy(io.RawIOBase):
         """Write some bytes, or lose them, and return how many."""
         try:
             return os.write(self.descriptor, content)
-        except OSError:  # the reader or the terminal is gone, the disk is full
+        except OSError as error:  # the reader or the terminal is gone, the disk is full
+            self.problem = error
             return memoryview(content).nbytes
 
 
 def lossy(descriptor: int) -> TextIO:
     """Return a stream for words to people, which no run may depend on: writing never fails."""
-    return io.TextIOWrapper(
-        io.BufferedWriter(_Lossy(descriptor)), errors="backslashreplace", line_buffering=True
-    )
+    return _text(_Lossy(descriptor))
+
+
+def _text(raw: _Lossy) -> TextIO:
+    return io.TextIOWrapper(io.BufferedWriter(raw), errors="backslashreplace", line_buffering=True)
 
 
 @contextlib.contextmanager
-def lossy_output() -> Iterator[None]:
-    """Let this process go on without those who read its stdout and stderr."""
+def lossy_output() -> Iterator[_Lossy]:
+    """Let this process go on without those who read its stdout, which is yielded, and stderr."""
     before = sys.stdout, sys.stderr
     sys.stdout.flush()
     sys.stderr.flush()
-    sys.stdout, sys.stderr = lossy(1), lossy(2)
+    output = _Lossy(1)
+    sys.stdout, sys.stderr = _text(output), lossy(2)
     try:
-        yield
+        yield output
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = before
+
+
+def run_program(work: Callable[[], int]) -> int:
+    """Return the status of a program, which goes on where those who read its output have gone.
+
+    That a reader leaves (`| head`) is no mistake; a full disk is one, for the output is wanted.
+    """
+    if sys.stdout is None:  # it was closed before the program began
+        return work()
+    with lossy_output() as output:
+        status = work()
+        sys.stdout.flush()
+        if output.problem is None or isinstance(output.problem, BrokenPipeError):
+            return status
+        sys.stderr.write(f"the output cannot be written: {output.problem.strerror}\n")
+        return status or MISTAKE
 
 
 def redirect_output(path: Path) -> TextIO:

@@ -113,7 +113,7 @@ def run_worker(work: Callable[[Process], None], *, run_dir: Path, launch: Launch
         watch.begin("end", 0)
         if rank == 0 and stopped:
             leave_marker(stopped_marker(run_dir), stopped)
-        # The first rank that leaves makes DeepSpeed's launcher end the others.
+        # The first rank that leaves makes the launcher of its node end the others.
         dist.barrier()
         if rank == 0 and not stopped:
             leave_marker(finished_marker(run_dir), "")

@@ -24,8 +24,8 @@ from megatron_gptx.data.validation import (
     over_all,
 )
 from megatron_gptx.dataset.statistics import blend_entropy
-from megatron_gptx.inference.arguments import argument_parser
 from megatron_gptx.inference.load import load_chosen
+from megatron_gptx.launcher.arguments import script_parser
 from megatron_gptx.launcher.command_line import decode
 from megatron_gptx.launcher.devices import local_device
 from megatron_gptx.model.sequential import GPTXSequential
@@ -33,10 +33,8 @@ from megatron_gptx.model.sequential import GPTXSequential
 
 def main(prog: str | None = None) -> int:
     """Print the loss; the launcher passes the configuration."""
-    parser = argument_parser(prog)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args()
     try:
+        options = script_parser("evaluate.py", prog).parse(sys.argv[1:])
         result = evaluate(decode(options.config), wanted=options.checkpoint)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
@@ -137,8 +135,6 @@ def evaluate(config: Config, *, wanted: str | None = None) -> Evaluation:
         wanted: the checkpoint, as `choose_checkpoint` takes it.
     """
     sets = build_validation(config.data, seq_length=config.model.seq_length)
-    if not sets:
-        raise UserError("there is no validation data: set data.valid or data.split")
     model, checkpoint = load_chosen(config, wanted, torch.device(local_device(config)))
     batch = _with_its_replicas(config, checkpoint)
     own = in_training(checkpoint)

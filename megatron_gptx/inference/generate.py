@@ -18,9 +18,9 @@ from megatron_gptx.checkpoint.run_tokenizer import (
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.output import GenerationConfig
 from megatron_gptx.config.schema import Config
-from megatron_gptx.inference.arguments import Once, argument_parser
 from megatron_gptx.inference.load import load_chosen
 from megatron_gptx.inference.sampling import sample
+from megatron_gptx.launcher.arguments import script_parser
 from megatron_gptx.launcher.command_line import decode
 from megatron_gptx.launcher.devices import local_device
 from megatron_gptx.model.sequential import GPTXSequential
@@ -30,24 +30,16 @@ from megatron_gptx.tokenizer.build import load_tokenizer
 
 def main(prog: str | None = None) -> int:
     """Print continuations; the launcher passes the configuration."""
-    parser = argument_parser(prog)
-    parser.add_argument(
-        "--prompt",
-        required=True,
-        action="append",
-        help="text to continue; given several times, each is continued by itself",
-    )
-    parser.add_argument("--output", type=Path, action=Once, help="also write what is printed here")
-    options = parser.parse_args()
     shown = []
     try:
+        options = script_parser("generate.py", prog).parse(sys.argv[1:])
         texts = complete(decode(options.config), options.prompt, wanted=options.checkpoint)
         for number, text in enumerate(texts, start=1):
             title = f"[{number} of {len(options.prompt)}]\n" if len(options.prompt) > 1 else ""
             shown.append(f"{title}{text}\n")
             _print(shown[-1])
         if options.output:
-            _write(options.output, "".join(shown))
+            _write(Path(options.output), "".join(shown))
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -1,6 +1,5 @@
 """What a launch would fail by: folders, ports, hosts and checkpoints, before a process starts."""
 
-import argparse
 import errno
 import json
 import os
@@ -16,15 +15,19 @@ from megatron_gptx.checkpoint.changes import (
     TWO_EXPERIMENTS,
     check_model,
     mixed_experiments,
+    optimizer_remedy,
     saved_model,
+    saved_optimizer,
 )
 from megatron_gptx.checkpoint.choice import at_step, choose_checkpoint, named, newest_readable
 from megatron_gptx.checkpoint.latest import newest
 from megatron_gptx.checkpoint.manifest import Checkpoint, CheckpointError
-from megatron_gptx.config.errors import UserError, why
+from megatron_gptx.config.errors import OptionError, UserError, why
 from megatron_gptx.config.model import ModelConfig
+from megatron_gptx.config.optimizers import OptimizerName
 from megatron_gptx.config.schema import Config
 from megatron_gptx.config.section import Check, Problem
+from megatron_gptx.data.build import build_validation
 from megatron_gptx.data.fingerprint import fingerprints
 from megatron_gptx.launcher.devices import hostfile_slots, local_device
 from megatron_gptx.launcher.hosts import check_words, hosts_environment
@@ -50,20 +53,21 @@ def launch_checks(config: Config, words: Sequence[str], *, fresh_may_go_on: bool
     ]
 
 
-def single_process_checks(
-    config: Config, arguments: Sequence[str], *, dry_run: bool
-) -> list[Check]:
-    """Return the checks of a script that reads a trained model in one process.
+def single_process_checks(config: Config) -> list[Check]:
+    """Return the checks of a script that reads a trained model in one process."""
+    return [partial(_run_folder_is_named, config), partial(_local_device, config)]
 
-    What the process itself looks for as soon as it starts is looked for here in a dry run only.
+
+def dry_run_checks(config: Config, script: str, *, wanted: str | None) -> list[Check]:
+    """Return the checks of what such a script looks for itself, as soon as it is started.
 
     Args:
         config: the run.
-        arguments: what the script gets besides the configuration.
-        dry_run: whether the script will not be started.
+        script: its name.
+        wanted: the checkpoint that it is asked for.
     """
-    checks: list[Check] = [partial(_run_folder_is_named, config), partial(_local_device, config)]
-    return [*checks, partial(_chosen_checkpoint, config, arguments)] if dry_run else checks
+    checks: list[Check] = [partial(_chosen_checkpoint, config, wanted)]
+    return [*checks, partial(_validation, config)] if script == "evaluate.py" else checks
 
 
 def _local_device(config: Config) -> Iterator[Problem]:
@@ -71,11 +75,18 @@ def _local_device(config: Config) -> Iterator[Problem]:
     yield from ()
 
 
-def _chosen_checkpoint(config: Config, arguments: Sequence[str]) -> Iterator[Problem]:
+def _validation(config: Config) -> Iterator[Problem]:
+    """Find validation data that is not there."""
+    try:
+        build_validation(config.data, seq_length=config.model.seq_length)
+    except OptionError:
+        raise
+    except UserError as error:
+        yield Problem("data.valid" if config.data.split is None else "data.split", str(error))
+
+
+def _chosen_checkpoint(config: Config, wanted: str | None) -> Iterator[Problem]:
     """Find a checkpoint that is not there, or is of another model."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--checkpoint", nargs="?")  # a missing value is for the script to refuse
-    wanted = parser.parse_known_args(arguments)[0].checkpoint
     if not config.output.run_dir.strip():
         return
     try:
@@ -230,6 +241,7 @@ def _checkpoint(config: Config, *, fresh_may_go_on: bool) -> Iterator[Problem]:
         return
     try:
         yield from _model_problems(found, config.model)
+        yield from _optimizer_problems(found, config.optimizer.name)
         yield from _experiment_problems(found, config)
     except CheckpointError as error:
         yield Problem("output.run_dir", str(error))
@@ -266,6 +278,16 @@ def _model_problems(found: Checkpoint, model: ModelConfig) -> Iterator[Problem]:
             f"model.{option}",
             f"is {_written(now)}, but the model in {found.path} has {_written(before)}; take that "
             "value to go on from there, or another output.run_dir",
+        )
+
+
+def _optimizer_problems(found: Checkpoint, wanted: OptimizerName) -> Iterator[Problem]:
+    """Yield that a checkpoint holds the state of another optimizer."""
+    saved = saved_optimizer(found)
+    if saved != wanted:
+        yield Problem(
+            "optimizer.name",
+            f"is {wanted}, but {found.path} holds the state of {saved}; {optimizer_remedy(found)}",
         )
 
 

@@ -1,7 +1,6 @@
 """The command lines that start ranks, and how a configuration travels to them."""
 
 import base64
-import json
 import os
 import random
 import socket
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from megatron_gptx.config.schema import Config
 from megatron_gptx.launcher.devices import Placement, hostfile_slots, visible_gpus
-from megatron_gptx.launcher.hosts import hosts_command, module_command
+from megatron_gptx.launcher.hosts import hosts_command
 
 # Scripts that run as one local process; every other one is started on all ranks.
 SINGLE_PROCESS = ("generate.py", "evaluate.py")
@@ -44,25 +43,19 @@ def rendezvous(config: Config) -> dict[str, str | int]:
 def launch_command(
     config: Config, placement: Placement, script: Path, arguments: Sequence[str]
 ) -> list[str]:
-    """Return the command that runs `script` on every rank through DeepSpeed's launcher."""
+    """Return the command that runs `script` on every rank."""
     worker = [str(script), "--config", encode(config), *arguments]
     if script.name in SINGLE_PROCESS:
         return [sys.executable, *worker]
     meeting = rendezvous(config)
     if config.launch.hostfile is None:
-        # One node needs no runner, and without it signals and exit statuses reach us.
-        # It replaces CUDA_VISIBLE_DEVICES by what it is given here.
+        # Without DeepSpeed's runner, signals and exit statuses reach us.
         names: Sequence[int | str] = range(placement.ranks)
         if placement.device == "cuda":
             names = visible_gpus() or names
-        world = json.dumps({"localhost": list(names[: placement.ranks])})
-        return [
-            *module_command("deepspeed.launcher.launch"),
-            f"--world_info={base64.urlsafe_b64encode(world.encode()).decode()}",
-            *("--master_addr=127.0.0.1", f"--master_port={meeting['master_port']}"),
-            *("--no_local_rank", "--log_level=critical"),
-            *worker,
-        ]
+        devices = ",".join(map(str, names[: placement.ranks]))
+        program = Path(__file__).with_name("one_node.py")
+        return [sys.executable, str(program), devices, str(meeting["master_port"]), *worker]
     return hosts_command(config, worker, meeting)
 
 

@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,7 +23,8 @@ from megatron_gptx.data.build import decide_steps
 from megatron_gptx.data.preflight import dataset_problems
 from megatron_gptx.distributed.exit_status import FINISHED, INTERRUPTED, MISTAKE, STOPPED
 from megatron_gptx.distributed.log import lossy_output
-from megatron_gptx.launcher.checks import launch_checks, single_process_checks
+from megatron_gptx.launcher.arguments import OF_THE_LAUNCHER, meant, script_parser
+from megatron_gptx.launcher.checks import dry_run_checks, launch_checks, single_process_checks
 from megatron_gptx.launcher.command_line import (
     SINGLE_PROCESS,
     WITHOUT_ARGUMENTS,
@@ -101,19 +101,24 @@ def _main(argv: Sequence[str], root: Path, program: str) -> int:
         raise UserError(f"{given}: no such script in {root}; {hint}see {program} --help")
     if {"-h", "--help"} & set(rest):
         return _help(script, worker, program)
-    paths, options, arguments = _parse(rest, program)
+    command = f"{program} {given}"
+    paths, options, arguments = _parse(rest, program, command)
     if arguments and script in ("show", *WITHOUT_ARGUMENTS):
-        meant = _meant(arguments[0], program)
-        raise UserError(f"{given} does not know {shlex.join(arguments)}{meant}")
+        does = meant(arguments[0], OF_THE_LAUNCHER, command)
+        raise UserError(f"{given} does not know {shlex.join(arguments)}{does}")
     if script == "show":
         _show(paths, options.set)
         return 0
     if script in SINGLE_PROCESS:
         if options.requeue:
             raise UserError(f"--requeue is for scripts that train, not for {script}")
+        parser = script_parser(script, f"{command} CONFIG")
+        asked = parser.parse(["--config", "", *arguments]) if options.dry_run else None
         found = draft(paths, options.set)
-        checks = partial(single_process_checks, arguments=arguments, dry_run=options.dry_run)
-        config = found.finish(findings(checks(found.config)) if found.config else ()).config
+        checks = single_process_checks(found.config) if found.config else []
+        if found.config and asked is not None:
+            checks += dry_run_checks(found.config, script, wanted=asked.checkpoint)
+        config = found.finish(findings(checks)).config
         alone = Placement(local_device(config), replicas=1, ranks=1)
         if options.dry_run:
             sys.stdout.write(f"{make_plan(config, device=alone.device).table()}\n")
@@ -211,16 +216,6 @@ def resolve(config: Config) -> tuple[Config, Placement]:
     return config, placement
 
 
-def _meant(argument: str, program: str) -> str:
-    """Return what somebody who gave an unknown argument may have meant."""
-    if Path(argument).suffix in {".yml", ".yaml"}:
-        return "; name all configurations before the first option"
-    if argument.startswith("--") and "." in argument and "=" in argument:
-        return f"; did you mean --set {argument.removeprefix('--')}?"
-    guess = closest(argument.partition("=")[0], ("--set", "--dry-run", "--requeue", "--help"))
-    return f"; did you mean {guess}?" if guess else f"; see {program} --help"
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # In argparse's words: `argument --set: expected one argument`.
@@ -251,15 +246,19 @@ def _with_whole_prompts(argv: Sequence[str]) -> list[str]:
     return whole
 
 
-def _parse(argv: Sequence[str], program: str) -> tuple[list[Path], argparse.Namespace, list[str]]:
+def _parse(
+    argv: Sequence[str], program: str, command: str
+) -> tuple[list[Path], argparse.Namespace, list[str]]:
     rest, paths = list(argv), []
     while rest and not rest[0].startswith("-"):
         paths.append(Path(rest.pop(0)))
     if not all(argv[: len(paths)]):
         raise UserError("the name of a configuration is empty; name a file, such as configs/1B.yml")
     if not paths:
-        raise UserError(f"no configuration given\n\n{usage(program)}")
-    parser = _Parser(prog=program, allow_abbrev=False, add_help=False)
+        late = any(Path(word).suffix in {".yml", ".yaml"} for word in argv)
+        problem = "no configuration before the first option" if late else "no configuration given"
+        raise UserError(f"{problem}\n\n{usage(program)}")
+    parser = _Parser(prog=command, allow_abbrev=False, add_help=False)
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--requeue", action="store_true")

@@ -13,8 +13,8 @@ from megatron_gptx.distributed.exit_status import FAILED
 from megatron_gptx.distributed.lifetime import end_with_parent
 from megatron_gptx.launcher.stop_requests import StopRequests, heeded
 
-# How long DeepSpeed's launchers may take to end all ranks once one has failed: they give those that
-# do not answer half a minute.
+# How long the launchers of nodes may take to end all ranks once one has failed: they give those
+# that do not answer half a minute.
 AFTER_FAILURE_SECONDS = 45
 
 
@@ -60,7 +60,7 @@ def run_ranks(
     patience_seconds: float,
     failure: Path | None = None,
 ) -> int:
-    """Run one of DeepSpeed's launchers until it ends and return its exit status.
+    """Run the launcher of a node, or DeepSpeed's runner, until it ends and return its exit status.
 
     Args:
         command: the launcher and its arguments.
@@ -76,7 +76,7 @@ def run_ranks(
     def prepare() -> None:
         # In a group of their own: Ctrl-C in a terminal is for this process, which passes it on.
         os.setpgid(0, 0)
-        # Of DeepSpeed's launchers none answers them, and they may be sent to every process.
+        # No launcher of a node answers them, and they may be sent to every process.
         for signum in (signal.SIGUSR1, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)
         end_with_parent(signal.SIGTERM, parent=parent)
@@ -125,7 +125,7 @@ def _signal_group(group: int, signum: int) -> bool:
 
 
 def status_of(returncode: int) -> int:
-    """Return a shell's view of a return code: DeepSpeed's launcher exits with -N for signal N."""
+    """Return a shell's view of a return code: the launcher of a node exits with -N for signal N."""
     if returncode < 0:
         return 128 - returncode
     return 128 + 256 - returncode if returncode > 192 else returncode

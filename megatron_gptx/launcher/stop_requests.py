@@ -24,7 +24,7 @@ def heeded(signum: int) -> bool:
 class StopRequests:
     """Notes what asks a launch to end early, and passes it on once there is a run folder.
 
-    A signal to DeepSpeed's launcher would not do: it gives ranks thirty seconds, and its runner
+    A signal to the launcher of a node would not do: it gives ranks thirty seconds, and its runner
     gives them none.
     """
 

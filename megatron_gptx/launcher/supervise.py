@@ -36,7 +36,7 @@ from megatron_gptx.launcher.stop_requests import SIGNALS, StopRequests
 # How long ranks of other nodes may take to save once DeepSpeed's runner has died: as long as it
 # gives them itself.
 PATIENCE_SECONDS = 30
-# What `status_of` makes of ssh's 255, which DeepSpeed's launchers would give for SIGHUP to a rank.
+# What `status_of` makes of ssh's 255, which the launcher would give for SIGHUP to a rank.
 LOST_CONNECTION = 129
 # How a run ends that is not started again: it is done, or would end in the same way.
 FINAL = (FINISHED, MISTAKE, STOPPED, INTERRUPTED)
@@ -172,7 +172,7 @@ def _wait_for_word(run_dir: Path) -> None:
 
 
 def _outcome(status: int, run_dir: Path, requests: StopRequests, *, several: bool) -> int:
-    """Return how the ranks ended, which DeepSpeed's launchers only half know, and say so."""
+    """Return how the ranks ended, which the launchers of nodes only half know, and say so."""
     if requests.at_once:
         return INTERRUPTED
     if status == FINISHED and finished_marker(run_dir).exists():

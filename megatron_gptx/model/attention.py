@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.ops import Backend
-from megatron_gptx.model.projection import Projection, StreamProjection
+from megatron_gptx.model.projection import QKVProjection, StreamProjection
 from megatron_gptx.ops.attention.dispatch import attention
 
 
@@ -17,7 +17,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         m = config.hidden_size
-        self.qkv = Projection(m, 3 * m, bias=config.biases)
+        self.qkv = QKVProjection(m, 3 * m, bias=config.biases)
         self.output = StreamProjection(m, m, bias=config.biases)
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
         self.top_k = config.attention.top_k

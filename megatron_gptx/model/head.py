@@ -9,7 +9,7 @@ from megatron_gptx.config.batch import IGNORE
 from megatron_gptx.config.model import ModelConfig
 from megatron_gptx.config.ops import Backend
 from megatron_gptx.model.embedding import Table
-from megatron_gptx.model.projection import Projection
+from megatron_gptx.model.projection import HeadProjection
 from megatron_gptx.ops.layer_norm import LayerNorm
 from megatron_gptx.ops.linear import linear
 from megatron_gptx.ops.linear_cross_entropy import linear_cross_entropy
@@ -18,7 +18,7 @@ from megatron_gptx.ops.linear_cross_entropy import linear_cross_entropy
 Target = tuple[Tensor, Tensor]
 
 
-class Head(Projection):
+class Head(HeadProjection):
     """The output projection, which never has a bias."""
 
     def __init__(self, config: ModelConfig) -> None:

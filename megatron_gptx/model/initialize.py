@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from megatron_gptx.config.model import ModelConfig
-from megatron_gptx.model.projection import StreamProjection
+from megatron_gptx.model.projection import HeadProjection, QKVProjection, StreamProjection
 from megatron_gptx.model.residual import ReZero
 
-Role = Literal["embedding", "weight", "stream_weight", "bias", "norm", "gate"]
+Role = Literal["embedding", "weight", "qkv_weight", "stream_weight", "head", "bias", "norm", "gate"]
 
 
 class RoledParameter(NamedTuple):
@@ -24,8 +24,9 @@ class RoledParameter(NamedTuple):
 def parameter_roles(module: nn.Module) -> Iterator[RoledParameter]:
     """Yield every parameter once, in order, with its role.
 
-    Roles: `embedding` tables; `weight` matrices, `stream_weight` where the output joins the
-    residual stream; `bias` of projections and norms; `norm` scales; ReZero's `gate`.
+    Roles: `embedding` tables; `weight` matrices of blocks, `qkv_weight` where three lie in one
+    parameter, `stream_weight` where the output joins the residual stream; the output `head`; `bias`
+    of projections and norms; `norm` scales; ReZero's `gate`.
 
     Raises:
         TypeError: a module holds parameters nobody gave a role.
@@ -48,6 +49,10 @@ def _role(owner: nn.Module, name: str) -> Role:
         return "norm"
     if isinstance(owner, StreamProjection):
         return "stream_weight"
+    if isinstance(owner, QKVProjection):
+        return "qkv_weight"
+    if isinstance(owner, HeadProjection):
+        return "head"
     if isinstance(owner, nn.Linear):
         return "weight"
     if isinstance(owner, ReZero):

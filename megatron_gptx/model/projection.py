@@ -23,3 +23,11 @@ class Projection(nn.Linear):
 
 class StreamProjection(Projection):
     """A branch's last projection, whose output joins the stream and is initialised for that."""
+
+
+class QKVProjection(Projection):
+    """Queries, keys and values at once: three matrices, one below another in one parameter."""
+
+
+class HeadProjection(Projection):
+    """The output projection to logits, one row for each token of the vocabulary."""

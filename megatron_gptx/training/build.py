@@ -19,7 +19,7 @@ from megatron_gptx.ops.layer_norm import layer_norm_note
 from megatron_gptx.training.deepspeed_config import deepspeed_config, zero_stage_note
 from megatron_gptx.training.engine import Engine, PipelineRun, SequentialRun
 from megatron_gptx.training.gradient_norm import GlobalNormClipping, let_stages_differ
-from megatron_gptx.training.optimizer import choose_adamw, parameter_groups
+from megatron_gptx.training.optimizer import build_optimizer
 
 
 def build_engine(config: Config, process: Process, *, say: Callable[[str], None]) -> Engine:
@@ -57,7 +57,9 @@ def initialize(
         num_keys=config.model.seq_length,
         say=say,
     )
-    optimizer = _build_optimizer(config, model, process.device, say)
+    offloaded = config.parallel.offload != "none"
+    device = torch.device("cpu") if offloaded else process.device
+    optimizer = build_optimizer(config, model, device, say)
     if clipping is not None:
         optimizer.register_step_pre_hook(clipping)
     filled = [bool(group["params"]) for group in optimizer.param_groups]
@@ -106,25 +108,3 @@ def _pipelined(config: Config, process: Process, say: Callable[[str], None]) -> 
 def _scatter(settings: dict[str, Any], dtype: torch.dtype, layer: nn.Module) -> None:
     # DeepSpeed converts weights for 16 bits only where none are scattered yet.
     deepspeed.zero.Init(module=layer.to(dtype), config_dict_or_path=settings)
-
-
-def _build_optimizer(
-    config: Config, model: nn.Module, device: torch.device, say: Callable[[str], None]
-) -> torch.optim.Optimizer:
-    options = config.optimizer
-    groups = parameter_groups(
-        model,
-        weight_decay=options.weight_decay,
-        decay_embeddings=options.decay_embeddings,
-    )
-    adamw = choose_adamw(torch.device("cpu") if config.parallel.offload != "none" else device)
-    say(f"optimizer: {adamw.reason}")
-    for group in groups:
-        say(f"  weight decay {group['weight_decay']}: {_count(group['params'])}")
-    return adamw.build(groups, lr=options.lr, betas=tuple(options.betas), eps=options.eps)
-
-
-def _count(parameters: list[Any]) -> str:
-    # With ZeRO-3 a parameter is empty here, and its full size is in ds_numel.
-    elements = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
-    return f"{elements:,} parameters in {len(parameters)} tensors on rank 0"

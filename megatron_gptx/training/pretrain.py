@@ -103,8 +103,8 @@ class Pretraining:
         """Take over counters, and the best checkpoint so far where losses can be compared."""
         self.state = TrainingState(**saved.manifest["state"])
         comparable = self.config.checkpoint.keep_best and same_evaluation(saved, self.config)
-        best = saved.manifest.get("best") if comparable else None
-        self.best = None if best is None else Best(best["step"], best["valid_loss"])
+        self.saver.best = saved.manifest.get("best") if comparable else None
+        self._settle_best()
 
     def run(self) -> None:
         """Take the steps that are left."""
@@ -225,6 +225,11 @@ class Pretraining:
         self.monitor.start(self.state)
         return metrics(losses)
 
+    def _settle_best(self) -> None:
+        """Take for the best checkpoint what is saved as such: a save may have failed."""
+        best = self.saver.best
+        self.best = None if best is None else Best(best["step"], best["valid_loss"])
+
     def _save(self, *, must: bool) -> None:
         """Compare the replicas and save, where one of the two is due."""
         step, last = self.state.step, self.state.step == self.steps
@@ -238,6 +243,10 @@ class Pretraining:
             check_replicas(layers, self.engine.replica_group)
         self.watch.begin("save", step)
         self.saver.poll()
+        if saving:
+            self.saver.finish()  # the next checkpoint says which one is the best
+        if not self.saver.pending and not (self.best and self.best.step == step):
+            self._settle_best()
         if saving:
             guard = self.guard.state()
             if self.guard.in_a_row:

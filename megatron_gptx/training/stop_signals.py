@@ -78,7 +78,7 @@ class Stop:
                 if signum in SIGNALS:
                     self._ask(signal.Signals(signum).name)
                 if signum == signal.SIGTERM and failure_marker(self.run_dir).exists():
-                    # From DeepSpeed's launcher: a peer has failed, and no step will end any more.
+                    # From the node's launcher: a peer has failed, and no step will end any more.
                     os._exit(FAILED)
 
     def _read_request(self) -> None:

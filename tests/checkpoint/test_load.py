@@ -23,16 +23,13 @@ from megatron_gptx.config.schema import Config
 from megatron_gptx.launcher.command_line import encode
 from megatron_gptx.model.sequential import GPTXSequential
 from tests.checkpoints import OPTIMIZER_FILE, WEIGHTS_FILE, flip, vouch_for
-from tests.runs import losses, start, start_ranks, tiny_config, train
+from tests.runs import start, start_ranks, tiny_config
 
 
 @pytest.fixture(scope="module")
-def trained(corpus, tmp_path_factory) -> Config:
+def trained(finished) -> Config:
     """Train two steps on one rank, with files of the model and of ZeRO's optimizer."""
-    run_dir = tmp_path_factory.mktemp("trained") / "run"
-    config = tiny_config(corpus, run_dir, training__steps=2, parallel__zero_stage=1)
-    train(config)
-    return config
+    return finished(training__steps=2, parallel__zero_stage=1).config
 
 
 @pytest.fixture
@@ -92,12 +89,10 @@ def saved_twice(packed: str, target: Path) -> None:
     run_worker(work, run_dir=target, launch=LaunchConfig(timeout_seconds=60))
 
 
-def test_loading_and_saving_gives_the_same_state(corpus, tmp_path):
-    first, second = tmp_path / "first", tmp_path / "second"
-    config = tiny_config(corpus, first, training__steps=2)
-    train(config)
-    assert start_ranks(saved_twice, 1, encode(config), second) == [0]
-    before, after = newest(first), newest(second)
+def test_loading_and_saving_gives_the_same_state(finished, tmp_path):
+    first = finished(training__steps=2)
+    assert start_ranks(saved_twice, 1, encode(first.config), tmp_path) == [0]
+    before, after = newest(first.folder), newest(tmp_path)
     assert before is not None
     assert after is not None
     assert (
@@ -175,9 +170,10 @@ def test_a_fresh_start_beside_a_checkpoint_is_refused(resumed):
     assert "checkpoint.start is 'fresh', but " in said
 
 
-def test_a_damaged_checkpoint_is_passed_over_where_that_is_asked_for(corpus, tmp_path):
+def test_a_damaged_checkpoint_is_passed_over_where_that_is_asked_for(finished, corpus, tmp_path):
     options = {"checkpoint__interval": 2, "parallel__pipeline_stages": 2}
-    whole = train(tiny_config(corpus, tmp_path / "run", training__steps=6, **options))
+    whole = finished(training__steps=6, **options)
+    whole.copy(tmp_path / "run")
     for name, damaged in (("step-00000006", WEIGHTS_FILE), ("step-00000004", "manifest.json")):
         flip(tmp_path / "run" / "checkpoints" / name / damaged)
     options["checkpoint__start"] = "intact"
@@ -189,11 +185,11 @@ def test_a_damaged_checkpoint_is_passed_over_where_that_is_asked_for(corpus, tmp
     assert "step-00000006 is damaged: " in said
     assert "resumed at step 2" in said
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["loss"] for row in rows] == losses(whole)
+    assert [json.loads(row)["loss"] for row in rows] == whole.losses
 
 
-def test_what_an_intact_start_passed_over_is_a_future_given_up(corpus, tmp_path):
-    train(tiny_config(corpus, tmp_path, training__steps=4, checkpoint__interval=2))
+def test_what_an_intact_start_passed_over_is_a_future_given_up(finished, corpus, tmp_path):
+    finished(training__steps=4, checkpoint__interval=2).copy(tmp_path)
     folder = tmp_path / "checkpoints"
     flip(folder / "step-00000004" / WEIGHTS_FILE)
     # It has no steps left to take, and so saves nothing itself.
@@ -258,9 +254,9 @@ def test_a_weights_file_of_another_layer_does_not_fit(trained, tmp_path):
         load_layers(checkpoint, GPTXSequential(trained.model).local_layers())
 
 
-def test_a_peer_that_is_lost_while_loading_is_no_misfit(corpus, tmp_path, monkeypatch):
+def test_a_peer_that_is_lost_while_loading_is_no_misfit(finished, corpus, tmp_path, monkeypatch):
     options = {"parallel__data_replicas": 2, "parallel__zero_stage": 3}
-    train(tiny_config(corpus, tmp_path, training__steps=1, **options))
+    finished(training__steps=1, **options).copy(tmp_path)
     monkeypatch.setenv("GPTX_FAULT", "kill:at=load:rank=1")
     config, screen = tiny_config(corpus, tmp_path, **options), tmp_path / "screen"
     # Rank 0 leaves it to the launcher, which has seen how rank 1 ended, to say so.

@@ -23,7 +23,7 @@ from megatron_gptx.dataset.writer import IndexedDatasetWriter
 from megatron_gptx.inference import load as inference
 from megatron_gptx.model.sequential import GPTXSequential
 from tests.checkpoints import flip, link_newest, write_checkpoint
-from tests.runs import VOCAB_SIZE, losses, start, tiny_config, train
+from tests.runs import VOCAB_SIZE, start, tiny_config, train
 
 
 def newest_of(run_dir: Path) -> Checkpoint:
@@ -42,9 +42,10 @@ def exact_weights(checkpoint: Checkpoint, num_layers: int) -> dict[str, torch.Te
     }
 
 
-def test_a_run_goes_back_to_a_chosen_step_and_repeats_what_followed(corpus, tmp_path):
+def test_a_run_goes_back_to_a_chosen_step_and_repeats_what_followed(finished, corpus, tmp_path):
     options = {"training__steps": 6, "checkpoint__interval": 2}
-    whole = train(tiny_config(corpus, tmp_path, **options))
+    whole = finished(**options)
+    whole.copy(tmp_path)
     screen = tmp_path / "screen"
     # A later one that is damaged is none of its business.
     flip(tmp_path / "checkpoints" / "step-00000006" / "manifest.json")
@@ -52,7 +53,7 @@ def test_a_run_goes_back_to_a_chosen_step_and_repeats_what_followed(corpus, tmp_
     assert start(config, screen=screen) == [0]
     assert "resumed at step 2" in screen.read_text()
     rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["loss"] for row in rows] == losses(whole)
+    assert [json.loads(row)["loss"] for row in rows] == whole.losses
     assert newest_of(tmp_path).step == 6
     # So that the restarts of this launch go on from what follows.
     assert (tmp_path / "logs" / ".fresh").exists()
@@ -280,3 +281,24 @@ def test_the_tools_pass_over_a_checkpoint_that_is_deleted_meanwhile(tmp_path, mo
         write_checkpoint(tmp_path, 1)
     said = capsys.readouterr()
     assert "damaged" not in said.out + said.err
+
+
+def test_a_best_checkpoint_that_was_not_saved_is_not_remembered(corpus, tmp_path, monkeypatch):
+    with IndexedDatasetWriter(tmp_path / "random", np.uint16) as writer:
+        writer.add_document(np.random.default_rng(1).integers(0, VOCAB_SIZE, 2000))
+    monkeypatch.setenv("GPTX_FAULT", "full:at=manifest:step=4")
+    options = {
+        "data__valid": str(tmp_path / "random"),
+        "checkpoint__keep_best": True,
+        "evaluation__interval": 4,
+        "optimizer__lr": 0.03,
+        "training__steps": 13,
+    }
+    rows = train(tiny_config(corpus, tmp_path / "run", **options))
+    measured = {row["step"]: row["valid_loss"] for row in rows if "valid_loss" in row}
+    assert min(measured, key=measured.__getitem__) == 4
+    saved = [step_of(path) for path in checkpoints(tmp_path / "run" / "checkpoints")]
+    assert 4 not in saved
+    best = newest_of(tmp_path / "run").manifest["best"]
+    assert best["step"] in saved
+    assert best["valid_loss"] == min(loss for step, loss in measured.items() if step != 4)

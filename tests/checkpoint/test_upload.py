@@ -11,21 +11,22 @@ import pytest
 from megatron_gptx.checkpoint.integrity import all_names, damage
 from megatron_gptx.checkpoint.latest import newest
 from megatron_gptx.checkpoint.manifest import CheckpointError
+from megatron_gptx.checkpoint.run_tokenizer import keep_tokenizer, open_run_tokenizer
 from megatron_gptx.checkpoint.upload import Upload
+from megatron_gptx.config.data import DataConfig
 from megatron_gptx.config.errors import ConfigError
 from megatron_gptx.config.load import load
 from megatron_gptx.config.yaml_writer import dump
 from tests.runs import losses, start, tiny_config, train
+from tests.vocabularies import write_vocabulary
 
 WEIGHTS_FILE = "weights/layer-002.safetensors"
 
 
 @pytest.fixture(scope="module")
-def trained(corpus, tmp_path_factory) -> Path:
+def trained(finished) -> Path:
     """Train two steps on one rank; return the folder of both checkpoints."""
-    run_dir = tmp_path_factory.mktemp("trained") / "run"
-    train(tiny_config(corpus, run_dir, training__steps=2, checkpoint__interval=1))
-    return run_dir / "checkpoints"
+    return finished(training__steps=2, checkpoint__interval=1).folder / "checkpoints"
 
 
 @pytest.fixture
@@ -48,10 +49,11 @@ def intact(run_dir: Path) -> int:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_run_goes_on_from_what_was_uploaded(corpus, tmp_path, asynchronous):
+def test_a_run_goes_on_from_what_was_uploaded(finished, corpus, tmp_path, asynchronous):
     options = {"checkpoint__interval": 2, "parallel__pipeline_stages": 2}
     options |= {"checkpoint__asynchronous": asynchronous, "schedule__name": "constant"}
     options["checkpoint__upload"] = f"file://{tmp_path}/elsewhere/checkpoints"
+    options["data__tokenizer"] = "bytes"
     config, screen = (
         tiny_config(corpus, tmp_path / "run", training__steps=5, **options),
         tmp_path / "s",
@@ -61,10 +63,10 @@ def test_a_run_goes_on_from_what_was_uploaded(corpus, tmp_path, asynchronous):
     assert screen.read_text().count("uploaded step-0000000") == 3
     assert intact(tmp_path / "elsewhere") == 5
     names = {path.name for path in (tmp_path / "elsewhere" / "checkpoints").iterdir()}
-    assert names == {"latest", *(f"step-0000000{step}" for step in (2, 4, 5))}
+    assert names == {"latest", "tokenizer", *(f"step-0000000{step}" for step in (2, 4, 5))}
     resumed = train(tiny_config(corpus, tmp_path / "elsewhere", training__steps=7, **options))
-    whole = train(tiny_config(corpus, tmp_path / "whole", training__steps=7, **options))
-    assert losses(resumed) == losses(whole)[5:]
+    del options["checkpoint__upload"], options["checkpoint__asynchronous"]
+    assert losses(resumed) == finished(training__steps=7, **options).losses[5:]
 
 
 def test_an_upload_that_fails_ends_no_run(corpus, tmp_path):
@@ -186,3 +188,18 @@ def test_other_urls_are_taken(corpus, tmp_path, url):
     written = dump(tiny_config(corpus, tmp_path / "run", checkpoint__upload=url))
     (tmp_path / "config.yml").write_text(written)
     assert load([tmp_path / "config.yml"]).checkpoint.upload == url
+
+
+def test_the_tokenizer_of_a_run_lies_beside_its_copies(folder, tmp_path):
+    tokenizer = tmp_path / "tokenizer"
+    keep_tokenizer(DataConfig(tokenizer=write_vocabulary("gpt2", tmp_path / "gpt2")), tmp_path)
+    said: list[str] = []
+    upload = Upload(f"file://{tmp_path}/elsewhere", say=said.append, tokenizer=tokenizer)
+    for step in (1, 2):
+        upload.add(folder / f"step-0000000{step}")
+        wait(upload)
+    own, copied = open_run_tokenizer(tmp_path), open_run_tokenizer(tmp_path / "elsewhere")
+    assert own is not None
+    assert copied is not None
+    assert copied.tokenizer.fingerprint == own.tokenizer.fingerprint
+    assert [line.split()[0] for line in said] == ["uploaded", "uploaded"]

@@ -11,7 +11,7 @@ import pytest
 
 from megatron_gptx.checkpoint.latest import lock
 from megatron_gptx.commands import checkpoints, prune
-from tests.checkpoints import flip
+from tests.checkpoints import flip, write_checkpoint
 from tests.runs import start, tiny_config, train, write_corpus
 
 ROOT = Path(checkpoints.__file__).resolve().parents[2]
@@ -36,20 +36,6 @@ def runs(trained, tmp_path, monkeypatch) -> Path:
         shutil.copytree(trained / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a tool; return its status, output and messages."""
-
-    def run(tool, *arguments):
-        capsys.readouterr()
-        status = tool.main([*map(str, arguments)])
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.err
-        return status, printed.out, printed.err
-
-    return run
 
 
 def step(run_dir: str, number: int) -> Path:
@@ -247,3 +233,16 @@ def test_the_tools_can_be_asked_for_help(tool):
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"tools/{tool}" in done.stdout
+
+
+def test_the_folder_of_a_run_is_named_to_who_names_that_of_its_checkpoints(tmp_path, capsys):
+    write_checkpoint(tmp_path, 1)
+    folder = tmp_path / "checkpoints"
+    for tool, *words in (
+        (checkpoints, "list", str(folder)),
+        (checkpoints, "diff", str(folder), str(tmp_path)),
+        (prune, str(folder), "--keep-last", "1"),
+    ):
+        assert tool.main(words) == 2
+        said = f"{folder} holds no checkpoint of a run; name the folder of the run, {tmp_path}\n"
+        assert capsys.readouterr().err == said

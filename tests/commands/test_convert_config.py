@@ -99,6 +99,7 @@ def test_what_it_still_lacks_is_said_and_gives_status_1(theirs, capsys):
     error = capsys.readouterr().err
     assert "before it can run:" in error
     assert "model.vocab_size: required option is missing" in error
+    assert "--vocab-size gives model.vocab_size" in error
 
 
 def test_the_tokenizer_says_the_vocabulary_s_size(theirs, capsys, tmp_path):

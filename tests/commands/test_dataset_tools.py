@@ -6,14 +6,17 @@ import re
 import numpy as np
 import pytest
 
-from megatron_gptx.commands import inspect, merge, preprocess, split, verify
+from megatron_gptx.commands import convert, inspect, merge, preprocess, split, verify
+from megatron_gptx.data.preflight import dataset_problems
 from megatron_gptx.dataset.indexed_dataset import IndexedDataset
 from megatron_gptx.dataset.mmididx import bin_path
 from megatron_gptx.dataset.writer import IndexedDatasetWriter
 from megatron_gptx.tokenizer.train import train_byte_level_bpe
+from tests.runs import tiny_config
+from tests.vocabularies import KINDS, write_vocabulary
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """Go to a folder with a tokenizer and a dataset of ten documents."""
     monkeypatch.chdir(tmp_path)
@@ -23,19 +26,6 @@ def folder(tmp_path, monkeypatch):
     arguments = ["in.jsonl", "--tokenizer", "t.json", "--output-prefix", "data", "--append-eod"]
     assert preprocess.main(arguments) == 0
     return tmp_path
-
-
-@pytest.fixture
-def run(folder, capsys):
-    """Run a tool; return its status, output and messages."""
-
-    def run(tool, *arguments):
-        capsys.readouterr()
-        status = tool.main([*map(str, arguments)])
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
 
 
 def test_what_was_divided_and_merged_again_is_the_same(run, folder):
@@ -133,3 +123,20 @@ def test_a_system_s_error_is_said_without_its_number(run):
         status, _, printed = run(tool, *arguments)
         assert status == 2
         assert re.fullmatch(r"t\.json/x\S*: Not a directory\n", printed)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "bytes"])
+def test_a_tokenizer_has_one_name_in_all_commands_and_in_a_configuration(run, folder, kind):
+    name, text = write_vocabulary(kind, folder / "vocabulary"), "the model learns a list"
+    (folder / "one.jsonl").write_text(f"{json.dumps({'text': text})}\n" * 40)
+    named = ("--tokenizer", name)
+    assert run(preprocess, "one.jsonl", *named, "--output-prefix", "one")[0] == 0
+    assert run(verify, "one", *named)[0] == 0
+    assert run(inspect, "one", "--document", 0, *named) == (0, f"{text}\n", "")
+    data = {"data__train": "one", "data__valid": "one", "data__tokenizer": name}
+    config = tiny_config(folder, folder / "run", **data, model__vocab_size=60_000)
+    assert list(dataset_problems(config)) == []
+    theirs = {"vocab-file": name, "num-layers": 2, "hidden-size": 64, "num-attention-heads": 4}
+    (folder / "theirs.yml").write_text(json.dumps({**theirs, "seq-length": 32}))
+    _, ours, _ = run(convert, "theirs.yml")
+    assert ("vocab_size:" in ours) == (kind != "bytes")  # which no other tool has

@@ -35,3 +35,10 @@ def test_the_commands_of_the_guide_work_without_an_active_environment(tmp_path, 
     for name in ("corpus", "corpus_train", "corpus_valid", "all"):
         assert Path(f"data/{name}.idx").is_file()
     assert Path("lengths.png").stat().st_size
+
+
+def test_no_guide_shows_a_command_that_needs_an_active_environment():
+    for guide in (ROOT / "docs").glob("*.md"):
+        blocks = re.findall(r"^```\w*\n(.*?)^```", guide.read_text("utf-8"), re.M | re.S)
+        found = re.findall(r"^(?:\w+=\S+ )*(?:python3?|pytest|gptx) .*", "".join(blocks), re.M)
+        assert found == [], guide.name

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 import tokenizers
 
+from megatron_gptx.commands import preprocess as tool
 from megatron_gptx.dataset.indexed_dataset import IndexedDataset
 from megatron_gptx.tokenizer.train import train_byte_level_bpe
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "preprocess_data.py"
+FIXED = ("--tokenizer", "tokenizer.json", "--output-prefix", "out/data")
 
 
 @pytest.fixture
@@ -33,24 +35,17 @@ def folder(tmp_path):
 
 
 def command(folder, *arguments):
-    fixed = ("--tokenizer", "tokenizer.json", "--output-prefix", "out/data")
-    return [sys.executable, str(TOOL), *fixed, *map(str, arguments)]
+    return [sys.executable, str(TOOL), *FIXED, *map(str, arguments)]
 
 
-def preprocess(folder, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command(folder, *arguments),
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        env=environment,
-    )
+@pytest.fixture
+def preprocess(run, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return lambda *arguments: run(tool, *FIXED, *arguments)
 
 
-def test_a_corpus_becomes_a_dataset_with_a_summary(folder):
-    done = preprocess(folder, "in.jsonl", "--append-eod")
+def test_a_corpus_becomes_a_dataset_with_a_summary(preprocess, folder):
+    done = preprocess("in.jsonl", "--append-eod")
     assert done.returncode == 0
     assert done.stderr == "rejected in.jsonl:2: 'text' is a number, not a string\n"
     assert "documents    1 from 1 files" in done.stdout
@@ -59,10 +54,10 @@ def test_a_corpus_becomes_a_dataset_with_a_summary(folder):
     assert re.search(r"^engine       (gigatoken|tokenizers) [\d.]+", done.stdout, re.MULTILINE)
     assert "MB/s, " in done.stdout
     assert IndexedDataset(folder / "out" / "data").num_tokens == 6
-    assert preprocess(folder, "in.jsonl", "--append-eod").stdout == "out/data: up to date\n"
+    assert preprocess("in.jsonl", "--append-eod").stdout == "out/data: up to date\n"
 
 
-def test_every_option_reaches_the_dataset(folder):
+def test_every_option_reaches_the_dataset(preprocess, folder):
     (folder / "src" / "deep").mkdir(parents=True)
     (folder / "src" / "deep" / "m.py").write_text("schÃ¶n")
     (folder / "list").write_text("in.jsonl\n")
@@ -70,7 +65,6 @@ def test_every_option_reaches_the_dataset(folder):
     tokenizer.add_tokens(["<EOT>"])
     tokenizer.save(str(folder / "tokenizer.json"))
     done = preprocess(
-        folder,
         *("src", "--glob", "*.py", "--list-file", "list", "--json-key", "code"),
         *("--ftfy", "--workers", 2, "--append-eod", "--eod-token", "<EOT>", "--on-error", "stop"),
     )
@@ -80,21 +74,21 @@ def test_every_option_reaches_the_dataset(folder):
     assert dataset.document_lengths(0, 3).tolist() == [7, 6, 6]
     end = tokenizer.token_to_id("<EOT>")
     assert {int(dataset.document(i)[-1]) for i in range(3)} == {end}
-    assert preprocess(folder, "in.jsonl").returncode == 2
-    assert preprocess(folder, "in.jsonl", "--overwrite").returncode == 0
+    assert preprocess("in.jsonl").returncode == 2
+    assert preprocess("in.jsonl", "--overwrite").returncode == 0
 
 
-def test_each_of_several_keys_becomes_a_dataset_of_its_own(folder):
+def test_each_of_several_keys_becomes_a_dataset_of_its_own(preprocess, folder):
     for option in (("--json-keys", "text", "code"), ("--json-key", "text", "--json-key", "code")):
-        done = preprocess(folder, "--input", "in.jsonl", *option, "--overwrite")
+        done = preprocess("--input", "in.jsonl", *option, "--overwrite")
         assert done.returncode == 0, done.stderr
         sizes = {key: IndexedDataset(folder / "out" / f"data_{key}") for key in ("text", "code")}
         assert {key: each.num_documents for key, each in sizes.items()} == {"text": 1, "code": 2}
         assert not (folder / "out" / "data.idx").exists()
 
 
-def test_a_key_that_fails_names_those_that_are_not_begun(folder):
-    done = preprocess(folder, "in.jsonl", "--json-keys", "code", "none", "text", "other")
+def test_a_key_that_fails_names_those_that_are_not_begun(preprocess, folder):
+    done = preprocess("in.jsonl", "--json-keys", "code", "none", "text", "other")
     assert done.returncode == 2
     assert "for the key 'none'" in done.stderr
     assert done.stderr.splitlines()[-2:] == [
@@ -144,11 +138,11 @@ def test_lines_can_be_piped_in(folder):
     ]
 
 
-def test_special_tokens_in_text_become_text_an_id_or_an_error(folder):
+def test_special_tokens_in_text_become_text_an_id_or_an_error(preprocess, folder):
     (folder / "b.jsonl").write_text(json.dumps({"text": "a<|endoftext|>"}))
     lengths = {}
     for choice in ("text", "keep", "error"):
-        done = preprocess(folder, "b.jsonl", "--special-tokens-in-text", choice, "--overwrite")
+        done = preprocess("b.jsonl", "--special-tokens-in-text", choice, "--overwrite")
         lengths[choice] = done.returncode or IndexedDataset(folder / "out" / "data").num_tokens
     assert lengths == {"text": 14, "keep": 2, "error": 2}
     assert "b.jsonl:1: spells out the special token '<|endoftext|>'" in done.stderr
@@ -175,8 +169,8 @@ def test_special_tokens_in_text_become_text_an_id_or_an_error(folder):
         (["in.jsonl", "--workers", "0"], "must be 1 or more, got 0"),
     ],
 )
-def test_mistakes_give_one_message_and_status_2(folder, arguments, message):
-    done = preprocess(folder, *arguments)
+def test_mistakes_give_one_message_and_status_2(preprocess, folder, arguments, message):
+    done = preprocess(*arguments)
     assert done.returncode == 2
     assert message in f"\n{done.stderr}"
     assert "Traceback" not in done.stderr
@@ -224,13 +218,13 @@ def test_control_c_leaves_no_dataset_and_no_process(folder, start_long_run):
     wait_until(lambda: not alive(running.pid))
 
 
-def test_workers_of_a_killed_run_end_and_the_next_run_is_whole(folder, start_long_run):
+def test_workers_of_a_killed_run_end_and_the_next_run_is_whole(preprocess, folder, start_long_run):
     running = start_long_run()
     running.kill()
     running.wait()
     assert not (folder / "out" / "data.idx").exists()
     wait_until(lambda: not alive(running.pid))
-    assert preprocess(folder, "in.jsonl").returncode == 0
+    assert preprocess("in.jsonl").returncode == 0
     assert IndexedDataset(folder / "out" / "data").num_documents == 1
     assert [path.name for path in (folder / "out" / "data.d").iterdir()] == ["manifest.json"]
 

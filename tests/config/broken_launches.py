@@ -167,7 +167,7 @@ LAUNCHES = {
     "a checkpoint of another format": train(prepare=partial(save, format=99)),
     "a checkpoint without counters": train(prepare=partial(save, state={})),
     "no manifest that is intact": train("checkpoint.start=intact", prepare=save_then(lambda folder: (folder / "manifest.json").write_text("{"))),
-    "nothing to generate from": Broken(("generate.py", "tiny.yml", "--dry-run")),
+    "nothing to generate from": Broken(("generate.py", "tiny.yml", "--dry-run", "--prompt", "x")),
     "nothing to evaluate": Broken(("evaluate.py", "tiny.yml", "--dry-run")),
     # the run folder
     "no run folder": Broken(("train.py", "bare.yml"), lambda: write("bare.yml", Path("tiny.yml").read_text().replace("output:\n  run_dir: run\n", ""))),

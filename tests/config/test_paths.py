@@ -6,6 +6,7 @@ import pytest
 
 from megatron_gptx.config.errors import ConfigError
 from megatron_gptx.config.load import draft, load
+from megatron_gptx.config.paths import expand_words
 from tests.config.broken_files import BASE
 
 # Every option that takes a path, and what the value is in the configuration.
@@ -57,3 +58,19 @@ def test_a_path_is_expanded_where_other_options_could_not_be_read(base):
     config = draft([base], words).config
     assert config.output.run_dir == "/the/home/x"
     assert config.data.train_weights == {"/the/home/y": 1}
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--output-prefix=~/x y", "--output-prefix=/the/home/x y"),
+        ("--output=~", "--output=/the/home"),
+        ("--output=x/~", "--output=x/~"),
+        ("--glob=~*", "--glob=~*"),
+        ("--set=output.run_dir=~/x", "--set=output.run_dir=~/x"),  # its option is a path itself
+        ("~/x", "~/x"),  # which a shell replaces
+    ],
+)
+def test_a_tilde_behind_an_equals_sign_is_the_home_folder(monkeypatch, word, meant):
+    monkeypatch.setenv("HOME", "/the/home")
+    assert expand_words([word, "-"]) == [meant, "-"]

@@ -28,6 +28,7 @@ def document_config(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("name", "text"),
     [("docs/configuration.md", markdown()), ("configs/schema.json", json_schema())],
+    ids=["docs", "schema"],  # the texts would fill the screen
 )
 def test_the_generated_file_is_fresh(name, text):
     stale = f"{name} is stale; run python tools/document_config.py"

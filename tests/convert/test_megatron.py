@@ -138,6 +138,7 @@ def test_the_same_names_mean_other_things_to_other_tools():
         ({"lr_warmup_fraction": 0.1, "lr_decay_iters": 500}, (1000, 50, 450)),
         ({"lr_warmup_fraction": 0.1}, (1000, 100, None)),
         ({"lr_warmup_iters": 7, "lr_decay_iters": 1000}, (1000, 7, None)),
+        ({"lr_warmup_samples": 16}, (1000, 1, None)),
     ],
 )
 def test_lengths_are_counted_in_steps_or_in_samples(settings, expected):

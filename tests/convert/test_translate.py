@@ -5,8 +5,10 @@ import pytest
 from megatron_gptx.config.options import walk_options
 from megatron_gptx.config.yaml_reader import Place
 from megatron_gptx.convert import megatron_names, neox_names
+from megatron_gptx.convert.counts import Counts
 from megatron_gptx.convert.ledger import Ledger
 from megatron_gptx.convert.settings import Setting
+from megatron_gptx.convert.translate import Translation
 from tests.convert.settings import fates, translated
 
 TABLES = {"neox": neox_names, "megatron": megatron_names}
@@ -58,3 +60,13 @@ def test_a_second_decision_is_a_mistake_of_ours():
     ledger.drop("a", "once")
     with pytest.raises(AssertionError, match="is decided"):
         ledger.refuse("a", "twice")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "complete"), [(7, 7, True), (7, 8, False), (None, 8, True)]
+)
+def test_a_model_of_another_size_is_another_one_though_no_setting_was_refused(
+    theirs, ours, complete
+):
+    counts = Counts(theirs, ours, with_vocabulary=True, problem="")
+    assert Translation({}, [], counts).complete == complete

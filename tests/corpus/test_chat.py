@@ -5,7 +5,7 @@ import json
 import pytest
 import tokenizers
 
-from megatron_gptx.commands import preprocess, verify
+from megatron_gptx.commands import inspect, merge, preprocess, split, verify
 from megatron_gptx.config.batch import IGNORE
 from megatron_gptx.config.data import DataConfig
 from megatron_gptx.config.errors import UserError
@@ -184,3 +184,34 @@ def test_a_template_reaches_nothing_outside(folder, capsys):
     (folder / "chat_template.jinja").write_text("{{ messages.__class__.__mro__ }}")
     assert run() == 2
     assert "the template refuses it: access to attribute '__class__'" in capsys.readouterr().err
+
+
+def test_markers_of_a_template_that_the_vocabulary_lacks_are_named(folder, capsys):
+    assert run() == 0
+    assert "not in the vocabulary" not in capsys.readouterr().err
+    (folder / "t.json").write_text(train_byte_level_bpe(["the cat sat on"] * 9, vocab_size=270))
+    assert run("--overwrite") == 0
+    said = capsys.readouterr().err.splitlines()
+    assert "not in the vocabulary, so text like any other: <|im_start|>, <|im_end|>" in said
+
+
+def test_what_is_learned_of_chats_is_shown(folder, capsys):
+    assert run() == 0
+    capsys.readouterr()
+    assert inspect.main(["d_labels", "--document", "1", "--tokenizer", "t.json"]) == 0
+    _, answer, rest = capsys.readouterr().out.splitlines()
+    assert (answer, rest) == (" y <|im_end|>", "[1 not learned]")
+    assert inspect.main(["d_labels"]) == 0
+    labels = IndexedDataset("d_labels")
+    num_learned = (labels.read(0, labels.num_tokens) != IGNORE).sum()
+    assert f"learned      {num_learned} of them, as labels" in capsys.readouterr().out
+
+
+def test_labels_stay_labels_in_parts_and_joined_but_not_beside_tokens(folder, capsys):
+    assert run() == 0
+    assert split.main(["d_labels", "--shares", "1,1"]) == 0
+    parts = ["d_labels_train", "d_labels_valid"]
+    assert merge.main([*parts, "--output-prefix", "again"]) == 0
+    assert verify.main([*parts, "again"]) == 0
+    assert merge.main(["d_labels", "d", "--output-prefix", "mixed"]) == 2
+    assert "d_labels holds labels, and d tokens" in capsys.readouterr().err

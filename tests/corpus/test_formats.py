@@ -136,3 +136,11 @@ def test_a_parquet_file_is_one_under_any_name(tmp_path):
 
     parquet.write_table(pyarrow.table({"text": TEXTS}), tmp_path / "part-0000")
     assert read(tmp_path / "part-0000") == (TEXTS, [])
+
+
+def test_capitals_are_part_of_no_ending(tmp_path):
+    for name in ("a.JSONL", "b.Json.GZ", "c.TXT"):
+        (tmp_path / name).write_bytes(gzip.compress(LINES) if name.endswith("GZ") else LINES)
+    assert read(tmp_path) == (3 * TEXTS, [])
+    (tmp_path / "PART.PARQUET").write_bytes(b"no such thing")
+    assert "not a parquet file" in read(tmp_path / "PART.PARQUET")[1][0][1]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from megatron_gptx.dataset.indexed_dataset import IndexedDataset
 from megatron_gptx.dataset.manifest import manifest_path, read_manifest
 from megatron_gptx.dataset.mmididx import bin_path, idx_path
 from megatron_gptx.tokenizer.base import Batch
+from tests.pairs import extended
 
 OPTIONS = Options(append_eod=True)
 UNIT_BYTES = 25_000
@@ -53,30 +55,43 @@ def corpus(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def run(tmp_path, tokenizer_file, corpus, monkeypatch):
+@pytest.fixture(scope="module")
+def run_in_parts(tokenizer_file, corpus):
     """Preprocess in small parts, each of which is saved."""
     divide = preprocess_module.divide
-    monkeypatch.setattr(
-        preprocess_module, "divide", lambda files: divide(files, unit_bytes=UNIT_BYTES)
-    )
-    monkeypatch.setattr(preprocess_module, "_SAVE_SECONDS", 0)
 
-    def run(name="x", **kwargs):
+    def run(prefix, **kwargs):
         vocabulary = Vocabulary(str(tokenizer_file))
-        files = find_files([str(corpus)])
-        return preprocess(files, tmp_path / "out" / name, vocabulary, OPTIONS, **kwargs)
+        return preprocess(find_files([str(corpus)]), prefix, vocabulary, OPTIONS, **kwargs)
 
-    return run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            preprocess_module, "divide", lambda files: divide(files, unit_bytes=UNIT_BYTES)
+        )
+        patch.setattr(preprocess_module, "_SAVE_SECONDS", 0)
+        yield run
 
 
 @pytest.fixture
-def expected(run, tmp_path):
-    """Return the files of an uninterrupted run."""
-    outcome = run("whole")
+def run(run_in_parts, tmp_path):
+    """Preprocess so into a folder of the test's own."""
+    return partial(run_in_parts, tmp_path / "out" / "x")
+
+
+@pytest.fixture(scope="module")
+def whole(run_in_parts, tmp_path_factory):
+    """Return where an uninterrupted run has written."""
+    prefix = tmp_path_factory.mktemp("whole") / "whole"
+    outcome = run_in_parts(prefix)
     assert outcome.resumed_parts == 0
     assert outcome.num_parts > 50
-    return contents(tmp_path / "out" / "whole")
+    return prefix
+
+
+@pytest.fixture(scope="module")
+def expected(whole):
+    """Return the files of an uninterrupted run."""
+    return contents(whole)
 
 
 def contents(prefix):
@@ -122,8 +137,12 @@ def test_parts_of_another_input_are_not_used(run, tmp_path, corpus, monkeypatch)
         stop_after(patch, 7)
         with pytest.raises(KeyboardInterrupt):
             run()
+    written_at = corpus.stat().st_mtime_ns
     os.utime(corpus, ns=(5, 5))
-    assert run().resumed_parts == 0
+    try:
+        assert run().resumed_parts == 0
+    finally:
+        os.utime(corpus, ns=(written_at, written_at))
 
 
 @pytest.mark.parametrize("name", ["dataset.bin", "dataset.lengths", "dataset.sequences"])
@@ -177,9 +196,9 @@ def test_ids_beyond_the_vocabulary_are_an_error(run, tmp_path, monkeypatch):
     assert not idx_path(tmp_path / "out" / "x").exists()
 
 
-def test_the_manifest_counts_and_checks_what_was_written(run, tmp_path, expected):
-    manifest = read_manifest(manifest_path(tmp_path / "out" / "whole"))
-    dataset = IndexedDataset(tmp_path / "out" / "whole")
+def test_the_manifest_counts_and_checks_what_was_written(whole):
+    manifest = read_manifest(manifest_path(whole))
+    dataset = IndexedDataset(whole)
     assert manifest["num_tokens"] == dataset.num_tokens
     assert manifest["num_documents"] == dataset.num_documents
     assert manifest["tokens_per_byte"] == dataset.num_tokens / manifest["text_bytes"]
@@ -188,8 +207,9 @@ def test_the_manifest_counts_and_checks_what_was_written(run, tmp_path, expected
     assert [len(manifest["checksums"][name]) for name in ("bin", "idx")] == [1, 1]
 
 
-def test_twenty_kills_at_random_moments_lose_nothing(
-    run, tmp_path, corpus, tokenizer_file, expected
+@pytest.mark.parametrize("num_kills", [4, extended(20)])
+def test_kills_at_random_moments_lose_nothing(
+    tmp_path, corpus, tokenizer_file, expected, num_kills
 ):
     draw = random.Random(11)
     driver = tmp_path / "driver.py"
@@ -234,7 +254,7 @@ def test_twenty_kills_at_random_moments_lose_nothing(
     finish(start(1))
     seconds = time.monotonic() - started_at
     kills = resumed = 0
-    while kills < 20:
+    while kills < num_kills:
         process = start(1 + kills % 3)
         wait(process, kills)
         if process.poll() is None:

@@ -13,6 +13,7 @@ from megatron_gptx.config.batch import Batch
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.data.gpt_dataset import GPTDataset, Shaping
 from megatron_gptx.data.loader import StepLoader
+from tests.pairs import extended
 
 GLOBAL = 12
 
@@ -56,9 +57,14 @@ def test_labels_are_the_tokens_that_follow(samples):
     assert torch.equal(step[0].labels[:1], torch.from_numpy(expected.labels))
 
 
-@pytest.mark.parametrize("prefetch", [0, 1, 3])
+# Each layout once, read ahead in turn by no steps, one, and three.
 @pytest.mark.parametrize(
-    ("replicas", "micro"), [(1, 1), (1, 4), (2, 2), (3, 2), (2, 1), (4, 1), (4, 3)]
+    ("replicas", "micro", "prefetch"),
+    [
+        (*layout, prefetch) if i % 3 == j else extended(*layout, prefetch)
+        for i, layout in enumerate([(1, 1), (1, 4), (2, 2), (3, 2), (2, 1), (4, 1), (4, 3)])
+        for j, prefetch in enumerate([0, 1, 3])
+    ],
 )
 def test_every_layout_shows_the_same_global_order(samples, replicas, micro, prefetch):
     shares = [
@@ -111,8 +117,8 @@ def test_micro_batches_carry_where_documents_begin(make_dataset):
     assert micro_batch.row_start.dtype == torch.int32
 
 
-@pytest.mark.parametrize("together", [1, 2])
-def test_reading_ahead_stays_within_its_depth(samples, monkeypatch, together):
+@pytest.mark.parametrize(("together", "groups"), [(1, [1, 1, 1, 1]), (3, [1, 2, 3, 3])])
+def test_reading_ahead_stays_within_its_depth(samples, monkeypatch, together, groups):
     reads = []
     read = samples.read_samples
     monkeypatch.setattr(
@@ -125,8 +131,8 @@ def test_reading_ahead_stays_within_its_depth(samples, monkeypatch, together):
     reader = loader._running[0]
     with reader._changed:
         assert reader._changed.wait_for(lambda: len(reader._ready) == 3, timeout=10)
-    size = together * GLOBAL
-    assert reads == [list(range(group * size, (group + 1) * size)) for group in range(4)]
+    assert [len(positions) for positions in reads] == [steps * GLOBAL for steps in groups]
+    assert list(itertools.chain.from_iterable(reads)) == list(range(sum(groups) * GLOBAL))
     loader.close()
 
 

@@ -1,11 +1,15 @@
 """Words to people are dropped where nobody takes them."""
 
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from megatron_gptx.distributed.log import lossy, lossy_output
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(params=["a reader that left", "a full disk"])
@@ -50,3 +54,19 @@ def test_a_process_goes_on_when_nobody_reads_its_output(descriptor):
             os.dup2(original, number)
             os.close(original)
     assert sys.stdout is before
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [
+        ("| true", 0, ""),
+        (">&-", 0, ""),
+        ("> /dev/full", 2, "the output cannot be written: No space left on device\n"),
+    ],
+)
+def test_a_program_that_nobody_reads_shows_no_traceback(command, status, said):
+    words = f"{sys.executable} tools/plan.py 1B {command}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (status, said)

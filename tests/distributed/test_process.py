@@ -11,6 +11,7 @@ import pytest
 
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.config.parallel import LaunchConfig
+from megatron_gptx.distributed.interface import interface_to
 from megatron_gptx.distributed.process import lost_a_peer
 from megatron_gptx.distributed.run_files import first_failure, first_to_fail
 from tests.runs import start_ranks
@@ -36,6 +37,15 @@ def join_and_do(run_dir: Path, work: str) -> None:
 def join_beside_a_compiler(run_dir: Path, compiler: Path) -> None:
     os.environ["CC"] = str(compiler)
     join_and_do(run_dir, "wait_for_peers")
+
+
+def join_beside_another_host(run_dir: Path) -> None:
+    os.environ["GPTX_HOSTS"] = "192.0.2.1"
+    join_and_do(run_dir, "name_the_interface")
+
+
+def name_the_interface(process) -> None:
+    process.console.write(f"gloo takes {os.environ.get('GLOO_SOCKET_IFNAME')}\n")
 
 
 def talk(process) -> None:
@@ -219,3 +229,9 @@ def test_a_port_that_another_program_has_taken_meanwhile_is_named(tmp_path, monk
     said = (tmp_path / "screen").read_text()
     assert f"error on rank 0: launch.master_port: port {port} of this node" in said
     assert "EADDRINUSE" not in said
+
+
+def test_a_rank_meets_the_others_at_the_interface_that_leads_to_them(tmp_path):
+    screen = tmp_path / "screen"
+    assert start_ranks(join_beside_another_host, 1, tmp_path, screen=screen) == [0]
+    assert screen.read_text() == f"gloo takes {interface_to(['192.0.2.1'])}\n"

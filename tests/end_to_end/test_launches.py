@@ -12,8 +12,6 @@ import pytest
 from megatron_gptx.config.load import load
 from tests.launches import Launch, Place, has_rows, wait_for
 
-SHARED_MEMORY = Path("/dev/shm")
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Iterator[Place]:
@@ -22,26 +20,27 @@ def place(tmp_path_factory) -> Iterator[Place]:
     place.clear()
 
 
-@pytest.fixture(scope="module")
-def launches(place) -> list[Launch]:
-    """Train, and resume for a step more, several launches in a row.
-
-    GPTX_LAUNCHES says how many, at least two; three without it, for each takes seconds.
-    """
-    count = max(2, int(os.environ.get("GPTX_LAUNCHES", "3")))
-    before = set(SHARED_MEMORY.iterdir())
+def launch_in_a_row(place: Place, count: int) -> list[Launch]:
+    """Train, and resume for a step more each time; fail where anything is left behind."""
     done = [
         place.launch("train.py", "--set", f"training.steps={3 + number}") for number in range(count)
     ]
-    left = set(SHARED_MEMORY.iterdir()) - before
-    assert left == set(), f"after {count} launches"
-    assert place.is_empty()
+    assert place.left() == [], f"after {count} launches"
+    assert [launch.status for launch in done] == [0] * count
+    assert [launch.said for launch in done] == [""] * count
     return done
 
 
-def test_launches_in_a_row_leave_no_process_and_no_shared_memory(launches):
-    assert [launch.status for launch in launches] == [0] * len(launches)
-    assert [launch.said for launch in launches] == [""] * len(launches)
+@pytest.fixture(scope="module")
+def launches(place) -> list[Launch]:
+    """Launch twice; what these leave and say serves many tests, for each takes seconds."""
+    return launch_in_a_row(place, 2)
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.extended)])
+def test_launches_in_a_row_leave_no_process_and_no_shared_memory(launches, tmp_path, count):
+    if count > len(launches):
+        launch_in_a_row(Place(tmp_path), count)
 
 
 def test_a_launch_shows_the_plan_the_progress_and_nothing_of_deepspeeds(launches, place):
@@ -50,7 +49,7 @@ def test_a_launch_shows_the_plan_the_progress_and_nothing_of_deepspeeds(launches
     assert "starting 2 rank(s), on the CPU" in shown
     assert "step 3/3  loss " in shown
     assert f"step 3: saved {place.folder}/run/checkpoints/step-00000003" in shown
-    for chatter in ("[INFO]", "[WARNING]", "topology", "deepspeed.launcher", "Warning:"):
+    for chatter in ("[INFO]", "[WARNING]", "topology", "Warning:"):
         assert chatter not in shown
     assert "topology" in (place.folder / "run" / "logs" / "rank-0.log").read_text()
 
@@ -76,10 +75,12 @@ def test_the_run_folder_holds_all_that_is_needed_to_understand_the_run(launches,
     assert written == meant
 
 
-def test_a_mistake_that_ranks_find_is_one_message_though_one_failed_before(launches, place):
+def test_a_mistake_that_ranks_find_is_one_message_and_not_made_again(launches, place):
     (place.folder / "run" / "logs" / ".failed").touch()
-    launch = place.launch("train.py", "--set", "checkpoint.upload=nosuch://bucket")
+    again = ("--set", "launch.max_restarts=3")
+    launch = place.launch("train.py", "--set", "checkpoint.upload=nosuch://bucket", *again)
     assert launch.status == 2
+    assert "restart 1" not in launch.shown
     both = launch.shown + launch.said
     assert both.count("checkpoint.upload: nosuch://bucket cannot be used") == 1
     assert both.count("error") == 1
@@ -157,12 +158,14 @@ def test_a_killed_rank_ends_the_run_with_one_message(place, endless):
     assert place.is_empty()
 
 
-@pytest.mark.parametrize("moment", ["deepspeed's launcher starts", "ranks start", "ranks have met"])
+# The ordinary suite kills them in faults/test_chaos.py.
+@pytest.mark.extended
+@pytest.mark.parametrize("moment", ["their launcher starts", "ranks start", "ranks have met"])
 def test_a_killed_launcher_leaves_no_process(place, endless, moment):
     process, run_dir = endless()
     wait_for(
         {
-            "deepspeed's launcher starts": lambda: len(place.processes()) == 2,
+            "their launcher starts": lambda: len(place.processes()) == 2,
             "ranks start": lambda: place.processes("RANK=1"),
             "ranks have met": (run_dir / "logs" / "rank-1.log").exists,
         }[moment]
@@ -172,7 +175,8 @@ def test_a_killed_launcher_leaves_no_process(place, endless, moment):
     wait_for(place.is_empty)
 
 
-def test_a_killed_deepspeed_launcher_leaves_no_process(place, endless):
+@pytest.mark.extended
+def test_a_killed_launcher_of_a_node_leaves_no_process(place, endless):
     process, run_dir = endless()
     wait_for((run_dir / "logs" / "rank-1.log").exists)
     (launcher,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

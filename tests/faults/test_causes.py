@@ -20,7 +20,12 @@ CAUSES = {
 
 @pytest.mark.parametrize(
     ("action", "layout", "place"),
-    [("error", "PP 2", "step"), ("error", "DP 2", "evaluation"), ("kill", "DP 2", "step")],
+    [
+        ("error", "DP 2", "evaluation"),
+        # The end-to-end tests kill a rank of two stages.
+        pytest.param("kill", "DP 2", "step", marks=pytest.mark.extended),
+        pytest.param("error", "PP 2", "step", marks=pytest.mark.extended),
+    ],
 )
 def test_one_clear_cause_is_shown_and_not_what_its_peers_met(tmp_path, action, layout, place):
     options = {**LAYOUTS[layout], "training__steps": 4, "evaluation__interval": 2}

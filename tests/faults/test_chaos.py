@@ -1,6 +1,6 @@
 """Whatever is killed, and whenever: the run goes on, and its losses are those of one without kills.
 
-Ten kills in the ordinary suite, a hundred in `make test-chaos`.
+The ordinary suite kills each process of one layout once, the extended one a hundred times in three.
 """
 
 import json
@@ -19,7 +19,6 @@ from megatron_gptx.checkpoint.latest import newest
 from tests.launches import Place, wait_for
 from tests.runs import losses, tiny_config, train
 
-KILLS = 100 if os.environ.get("GPTX_CHAOS") else 10
 INTERVAL = 5
 LAYOUTS: dict[str, dict[str, Any]] = {
     "PP 2": {"parallel__pipeline_stages": 2},
@@ -34,6 +33,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "parallel__zero_stage": 1,
     },
 }
+# Of a hundred in all.
+KILLS = {"PP 2": 40, "DP 2": 40, "PP 2 x DP 2": 20}
 # Where a save can be hit; rank 0 alone goes through the last four.
 PLACES = ("save", "write", "manifest", "rename", "latest", "prune")
 VICTIMS = ("rank", "rank", "node", "launcher")
@@ -134,17 +135,34 @@ class Chaos:
 
 @pytest.fixture
 def chaos(tmp_path, request) -> Iterator[Chaos]:
-    share = {"PP 2": 0.4, "DP 2": 0.4, "PP 2 x DP 2": 0.2}[request.param]
-    chaos = Chaos(tmp_path, request.param, round(KILLS * share))
+    chaos = Chaos(tmp_path, *request.param)
     yield chaos
     chaos.place.clear()
 
 
-@pytest.mark.parametrize("chaos", LAYOUTS, indirect=True)
-def test_a_run_survives_every_kill_bit_by_bit(chaos, tmp_path):
+# In a step, in the midst of a save, and when only its last file is missing.
+FEW = (
+    Kill("node", 0, "step", 0, asynchronous=False),
+    Kill("rank", 1, "write", 0, asynchronous=True),
+    Kill("launcher", 0, "latest", 0, asynchronous=False),
+)
+
+
+@pytest.mark.parametrize(
+    ("chaos", "kills"),
+    [
+        pytest.param(("PP 2", len(FEW)), FEW, id="few"),
+        *(
+            pytest.param((layout, count), None, id=layout, marks=pytest.mark.extended)
+            for layout, count in KILLS.items()
+        ),
+    ],
+    indirect=["chaos"],
+)
+def test_a_run_survives_every_kill_bit_by_bit(chaos, kills, tmp_path):
     whole = train(tiny_config(chaos.place.folder, tmp_path / "whole", **chaos.options))
     killed = 0
-    for kill in plan(chaos.random, chaos.num_kills, chaos.ranks):
+    for kill in kills or plan(chaos.random, chaos.num_kills, chaos.ranks):
         before = chaos.step()
         killed += chaos.suffer(kill)
         assert chaos.step() >= before, f"{kill} lost a checkpoint"

@@ -1,6 +1,5 @@
 """Whatever happens to the files of a checkpoint on disk: refused, named, and never trained on."""
 
-import os
 import random
 import shutil
 import signal
@@ -20,7 +19,6 @@ from megatron_gptx.config.schema import Config
 from tests.checkpoints import OPTIMIZER_FILE, flip, refusal
 from tests.runs import start, tiny_config, train
 
-NUM_CASES = 1000 if os.environ.get("GPTX_CHAOS") else 150
 PAGE = 4096
 LAYOUT: dict[str, Any] = {
     "parallel__pipeline_stages": 2,
@@ -114,7 +112,11 @@ def take_older(files: Files, name: str, choice: random.Random) -> list[str]:
 DAMAGES = (flip_byte, truncate, extend, zero_page, delete, swap, take_older)
 
 
-def test_every_damaged_file_is_refused_by_name(run_dir):
+# Every kind of damage meets every file before chance decides on the rest.
+@pytest.mark.parametrize(
+    "extra", [0, pytest.param(1000, marks=pytest.mark.extended)], ids=["each once", "and by chance"]
+)
+def test_every_damaged_file_is_refused_by_name(run_dir, extra):
     folder = run_dir / "checkpoints"
     files = Files(folder / "step-00000002", folder / "step-00000001")
     names, choice = sorted(files.contents), random.Random(20261126)
@@ -122,8 +124,7 @@ def test_every_damaged_file_is_refused_by_name(run_dir):
     assert len(names) > 12
     assert refusal(run_dir) is None
     loaded, unnamed = [], []
-    for case in range(NUM_CASES):
-        # Every kind of damage meets every file before chance decides on the rest.
+    for case in range(len(names) * len(DAMAGES) + extra):
         number, kind = divmod(case, len(DAMAGES))
         name = names[number] if number < len(names) else choice.choice(names)
         changed = DAMAGES[kind](files, name, choice)
@@ -165,7 +166,16 @@ RESUMED: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("change", RESUMED)
+@pytest.mark.parametrize(
+    "change",
+    [
+        "an older shard",
+        *(
+            pytest.param(change, marks=pytest.mark.extended)
+            for change in ("two layers", "a manifest", "an older checkpoint")
+        ),
+    ],
+)
 def test_two_ranks_refuse_it_with_one_message_and_do_not_train(corpus, run_dir, tmp_path, change):
     damaged, message = RESUMED[change]
     damaged(run_dir / "checkpoints" / "step-00000002")
@@ -181,7 +191,7 @@ def test_two_ranks_refuse_it_with_one_message_and_do_not_train(corpus, run_dir, 
     assert (run_dir / "metrics.jsonl").read_bytes() == rows
 
 
-@pytest.mark.parametrize("place", ["write", "rename"])
+@pytest.mark.parametrize("place", ["write", pytest.param("rename", marks=pytest.mark.extended)])
 def test_a_run_killed_while_it_saves_an_existing_step_again_mixes_nothing(
     corpus, run_dir, monkeypatch, place
 ):
@@ -229,8 +239,15 @@ def small_disk(where: Path, options: str) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(where)], check=True)
 
 
-@pytest.mark.parametrize("on_failure", ["continue", "stop"])
-@pytest.mark.parametrize("full", DISKS)
+@pytest.mark.parametrize(
+    ("full", "on_failure"),
+    [
+        ("bytes", "stop"),
+        ("files", "continue"),
+        pytest.param("bytes", "continue", marks=pytest.mark.extended),
+        pytest.param("files", "stop", marks=pytest.mark.extended),
+    ],
+)
 def test_a_full_disk_leaves_the_last_checkpoint_as_it_is(
     corpus, trained, tmp_path, full, on_failure
 ):

@@ -49,7 +49,13 @@ def steps(run_dir: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").open()]
 
 
-@pytest.mark.parametrize("room", ["for checkpoints", "later", "never"])
+@pytest.mark.parametrize(
+    "room",
+    [
+        "later",
+        *(pytest.param(room, marks=pytest.mark.extended) for room in ("for checkpoints", "never")),
+    ],
+)
 def test_a_run_goes_on_beside_a_full_disk_and_saves_where_there_is_room(place, small_disk, room):
     if room == "for checkpoints":
         (place.folder / "elsewhere").mkdir()

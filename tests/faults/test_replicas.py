@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from megatron_gptx.training.replica_check import checksum
-from tests.runs import start, tiny_config, train, write_corpus
+from tests.pairs import extended
+from tests.runs import start, tiny_config
 
 LAYOUTS = {
     "DP 2": {"parallel__data_replicas": 2},
@@ -16,14 +17,24 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("every", [5, 1000])
-def test_a_flipped_bit_ends_the_run_and_is_not_saved(tmp_path, monkeypatch, layout, every):
-    write_corpus(tmp_path)
+@pytest.mark.parametrize(
+    ("layout", "every"),
+    [
+        ("DP 2", 5),
+        ("DP 3", 1000),
+        ("DP 2, bf16, ZeRO 1", 1000),
+        ("DP 2, ZeRO 2", 5),
+        extended("DP 2", 1000),
+        extended("DP 3", 5),
+        extended("DP 2, bf16, ZeRO 1", 5),
+        extended("DP 2, ZeRO 2", 1000),
+    ],
+)
+def test_a_flipped_bit_ends_the_run_and_is_not_saved(corpus, tmp_path, monkeypatch, layout, every):
     # At the step of a comparison: with ZeRO the next step would bring the replicas together again.
     monkeypatch.setenv("GPTX_FAULT", "flip:at=weights:rank=1:step=4")
     config = tiny_config(
-        tmp_path,
+        corpus,
         tmp_path / "run",
         **LAYOUTS[layout],
         training__steps=8,
@@ -41,11 +52,9 @@ def test_a_flipped_bit_ends_the_run_and_is_not_saved(tmp_path, monkeypatch, layo
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_replicas_that_are_well_are_left_alone(tmp_path, layout):
-    write_corpus(tmp_path)
-    options = {**LAYOUTS[layout], "training__steps": 4}
-    compared = tiny_config(tmp_path, tmp_path / "run", **options, training__check_replicas=1)
-    assert len(train(compared)) == 4
+def test_replicas_that_are_well_are_left_alone(finished, layout):
+    options = {**LAYOUTS[layout], "training__steps": 3, "training__check_replicas": 1}
+    assert len(finished(**options).rows) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

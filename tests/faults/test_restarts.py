@@ -1,4 +1,7 @@
-"""Ranks that crash or hang are started again, and nothing of the run is different for it."""
+"""Ranks that crash or hang are started again, and nothing of the run is different for it.
+
+What the launcher does about the end of ranks is proved without launches in launcher/test_ranks.py.
+"""
 
 import json
 import os
@@ -11,7 +14,7 @@ import pytest
 from megatron_gptx.distributed.exit_status import FINISHED, MISTAKE, STOPPED
 from tests.checkpoints import flip
 from tests.launches import Launch, Place, wait_for
-from tests.runs import losses
+from tests.runs import losses, tiny_config, train
 
 OPTIONS = {"training__steps": 7, "checkpoint__interval": 2, "model__dropout": 0.1}
 
@@ -39,26 +42,31 @@ def rows(run_dir: Path) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(place, tmp_path_factory) -> list[float]:
+    """Return the losses of a run that needs no launcher."""
+    options = {"parallel__pipeline_stages": 2, **OPTIONS}
     run_dir = tmp_path_factory.mktemp("uninterrupted")
-    assert launch(place, run_dir, 0, "").status == FINISHED
-    return losses(rows(run_dir))
+    return losses(train(tiny_config(place.folder, run_dir, **options)))
 
 
-def test_a_killed_rank_is_started_again_and_every_loss_is_the_same(place, tmp_path, uninterrupted):
-    """Killed twice: one before the first checkpoint, the other after it."""
+@pytest.mark.parametrize("kills", [1, pytest.param(2, marks=pytest.mark.extended)])
+def test_a_killed_rank_is_started_again_and_every_loss_is_the_same(
+    place, tmp_path, uninterrupted, kills
+):
+    """One kill comes before the first checkpoint, another one after it."""
     early = f"kill:at=step:rank=1:step=1:once={tmp_path}/early"
     late = f"kill:at=step:rank=0:step>=5:once={tmp_path}/late"
-    done = launch(place, tmp_path / "run", 2, f"{early} {late}")
+    done = launch(place, tmp_path / "run", kills, " ".join([early, late][:kills]))
     assert done.status == FINISHED, done.shown + done.said
     again = "after status 137: the ranks go on from the newest intact checkpoint"
-    assert f"restart 1 of 2 {again}" in done.shown
-    assert f"restart 2 of 2 {again}" in done.shown
-    assert done.said.count("error: a process of this run was ended by SIGKILL") == 2
-    assert "resumed at step 4" in done.shown
+    for restart in range(1, kills + 1):
+        assert f"restart {restart} of {kills} {again}" in done.shown
+    assert done.said.count("error: a process of this run was ended by SIGKILL") == kills
+    assert ("resumed at step 4" in done.shown) == (kills == 2)
     assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 8))
     assert losses(rows(tmp_path / "run")) == uninterrupted
 
 
+@pytest.mark.extended
 def test_a_run_that_began_afresh_goes_on_from_its_own_checkpoints(place, tmp_path, uninterrupted):
     fresh, run_dir = ("--set", "checkpoint.start=fresh"), tmp_path / "run"
     program = tmp_path / "scontrol"
@@ -86,6 +94,7 @@ def test_a_run_that_began_afresh_goes_on_from_its_own_checkpoints(place, tmp_pat
         assert "restart" not in other.shown
 
 
+@pytest.mark.extended
 def test_a_stopped_run_that_began_afresh_says_how_to_go_on(place, tmp_path):
     stop = " ".join(["term:at=step:rank=0:step=1", *["slow:at=step:rank=0:step=1"] * 10])
     done = launch(place, tmp_path / "run", 0, stop, "--set", "checkpoint.start=fresh")
@@ -118,6 +127,7 @@ def test_a_restart_passes_over_a_checkpoint_that_is_damaged(place, tmp_path, uni
     assert losses(rows(run_dir)) == uninterrupted
 
 
+@pytest.mark.extended
 def test_an_error_is_told_before_the_ranks_are_started_again(place, tmp_path, uninterrupted):
     done = launch(place, tmp_path / "run", 1, f"error:at=step:rank=1:step>=3:once={tmp_path}/it")
     assert done.status == FINISHED
@@ -126,6 +136,7 @@ def test_an_error_is_told_before_the_ranks_are_started_again(place, tmp_path, un
     assert losses(rows(tmp_path / "run")) == uninterrupted
 
 
+@pytest.mark.extended
 def test_ranks_are_not_started_more_often_than_allowed(place, tmp_path):
     done = launch(place, tmp_path / "run", 1, "kill:at=step:rank=1:step>=3")
     assert done.status == 137
@@ -133,13 +144,8 @@ def test_ranks_are_not_started_more_often_than_allowed(place, tmp_path):
     assert len(rows(tmp_path / "run")) == 3
 
 
+@pytest.mark.extended
 def test_without_restarts_a_crash_is_the_end(place, tmp_path):
     done = launch(place, tmp_path / "run", 0, "kill:at=step:rank=1")
     assert done.status == 137
-    assert "restart 1" not in done.shown
-
-
-def test_a_mistake_is_not_made_again(place, tmp_path):
-    done = launch(place, tmp_path, 3, "", "--set", "checkpoint.upload=nosuch://bucket")
-    assert done.status == MISTAKE
     assert "restart 1" not in done.shown

@@ -57,7 +57,7 @@ PROGRAMS = {
 }
 
 
-@pytest.fixture(params=["pdsh", "slurm"])
+@pytest.fixture
 def place(request, tmp_path, monkeypatch) -> Iterator[Place]:
     for name, text in PROGRAMS.items():
         program = tmp_path / "bin" / name
@@ -76,6 +76,14 @@ def place(request, tmp_path, monkeypatch) -> Iterator[Place]:
     place.clear()
 
 
+def launchers(often: str) -> pytest.MarkDecorator:
+    """Run a test with both launchers of nodes, in the ordinary suite with one of them."""
+    seldom = {"pdsh", "slurm"} - {often}
+    extended = [pytest.param(each, marks=pytest.mark.extended) for each in seldom]
+    return pytest.mark.parametrize("place", [often, *extended], indirect=True)
+
+
+@launchers("pdsh")
 def test_ranks_of_several_nodes_finish_and_their_command_lines_are_plain_words(place):
     done = place.launch("train.py", WANDB_API_KEY="canary", MLFLOW_TRACKING_TOKEN="canary")
     assert done.status == FINISHED, done.shown + done.said
@@ -89,6 +97,7 @@ def test_ranks_of_several_nodes_finish_and_their_command_lines_are_plain_words(p
     assert len(words) == start + 3
 
 
+@launchers("slurm")
 def test_a_signal_to_the_launcher_reaches_the_ranks_of_all_nodes(place):
     process = place.start("train.py", "tiny.yml", "--set", "training.steps=100000")
     run_dir = place.folder / "run"
@@ -102,6 +111,8 @@ def test_a_signal_to_the_launcher_reaches_the_ranks_of_all_nodes(place):
     wait_for(place.is_empty, seconds=10)
 
 
+@pytest.mark.extended
+@pytest.mark.parametrize("place", ["pdsh", "slurm"], indirect=True)
 def test_a_runner_that_is_terminated_alone_takes_no_unsaved_step_with_it(place):
     process = place.start("train.py", "tiny.yml", "--set", "training.steps=100000")
     run_dir = place.folder / "run"

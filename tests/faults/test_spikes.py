@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_gptx.config.schema import Config
 from megatron_gptx.data.build import build_datasets
 from megatron_gptx.dataset.writer import IndexedDatasetWriter
 from megatron_gptx.distributed.exit_status import STOPPED
 from tests.checkpoints import weights
-from tests.runs import VOCAB_SIZE, start, tiny_config, train, without_speed
+from tests.pairs import extended
+from tests.runs import VOCAB_SIZE, Finished, start, tiny_config, train, train_once, without_speed
 
 BATCH, LENGTH, NUM_DOCUMENTS = 8, 33, 400
 # Steps whose samples are noise, counted from 1, and the checkpoint before them.
-NOISE, BEFORE, LAST = (29, 30, 31), 24, 40
+NOISE, BEFORE, LAST = (29, 30, 31), 24, 34
 OPTIONS: dict[str, Any] = {
     "data__packing": "document",
     "data__valid": None,
@@ -67,25 +67,19 @@ def spiky(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(spiky, tmp_path_factory):
+def uninterrupted(spiky, shared):
     """Return what trains a layout to the end; equal ones train once."""
-    done: dict[str, Config] = {}
 
-    def uninterrupted(layout: str) -> tuple[Config, list[dict[str, float]]]:
-        if layout not in done:
-            config = tiny_config(
-                spiky, tmp_path_factory.mktemp("run"), **OPTIONS, **LAYOUTS[layout]
-            )
-            done[layout] = config, train(config)
-        return done[layout]
+    def uninterrupted(layout: str) -> Finished:
+        return train_once(tiny_config(spiky, shared, **OPTIONS, **LAYOUTS[layout]), shared)
 
     return uninterrupted
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_spikes_in_a_row_send_a_run_back_behind_their_samples(uninterrupted, layout):
-    config, rows = uninterrupted(layout)
-    log = (Path(config.output.run_dir) / "logs" / "rank-0.log").read_text()
+    rows = uninterrupted(layout).rows
+    log = (uninterrupted(layout).folder / "logs" / "rank-0.log").read_text()
     for step in NOISE:
         assert re.search(rf"^step {step}: loss .* times the median .*, applied; ", log, re.M)
     behind = NOISE[-1] * BATCH - 1
@@ -95,12 +89,21 @@ def test_spikes_in_a_row_send_a_run_back_behind_their_samples(uninterrupted, lay
 
 
 # Amid the spikes once and twice, and when the run goes back.
-@pytest.mark.parametrize("stops", [NOISE[:1], NOISE[:2], NOISE[2:]])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "stops"),
+    [
+        ("ZeRO 1, DP 2", NOISE[:2]),
+        ("bf16, PP 2", NOISE[2:]),
+        extended("ZeRO 1, DP 2", NOISE[:1]),
+        extended("ZeRO 1, DP 2", NOISE[2:]),
+        extended("bf16, PP 2", NOISE[:1]),
+        extended("bf16, PP 2", NOISE[:2]),
+    ],
+)
 def test_a_run_that_is_stopped_amid_spikes_ends_as_one_that_is_not(
     spiky, uninterrupted, tmp_path, monkeypatch, layout, stops
 ):
-    whole, rows = uninterrupted(layout)
+    whole = uninterrupted(layout)
     config = tiny_config(spiky, tmp_path, **OPTIONS, **LAYOUTS[layout])
     for step in stops:
         here = f"at=step:rank=0:step={step - 1}"
@@ -111,9 +114,9 @@ def test_a_run_that_is_stopped_amid_spikes_ends_as_one_that_is_not(
         said = (tmp_path / "logs" / ".stopped").read_text()
         assert said.startswith(f"stopped by SIGTERM at step {saved}; saved ")
     monkeypatch.delenv("GPTX_FAULT")
-    assert without_speed(train(config)) == without_speed(rows)
+    assert without_speed(train(config)) == without_speed(whole.rows)
     # No sample is taken again that led to a return.
     assert (tmp_path / "logs" / "rank-0.log").read_text().count("back to step") == 1
-    after, expected = (weights(Path(each.output.run_dir), step=LAST) for each in (config, whole))
+    after, expected = (weights(folder, step=LAST) for folder in (tmp_path, whole.folder))
     assert after.keys() == expected.keys()
     assert all(torch.equal(after[name], expected[name]) for name in after)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import pytest
 
@@ -18,9 +19,10 @@ from megatron_gptx.checkpoint.names import checkpoint_folder
 from megatron_gptx.distributed.exit_status import INTERRUPTED, MISTAKE, STOPPED
 from tests.launches import ROOT, Place, has_rows, wait_for
 
-CHAOS = bool(os.environ.get("GPTX_CHAOS"))
-# What the quickstart model may take from a signal to the end; the tiny one runs on busy machines.
-LIMIT_SECONDS = 10 if CHAOS else 120
+# A launch takes seconds: the ordinary suite has one for each way that a request takes. Which signal
+# means what is proved without launches, of ranks in training/test_stop.py, of the launcher in
+# launcher/test_ranks.py.
+extended = pytest.mark.extended
 
 
 class Run:
@@ -39,7 +41,7 @@ class Run:
         return has_rows(self.run_dir / "metrics.jsonl")
 
     def node(self) -> int:
-        """Return the process of DeepSpeed's launcher."""
+        """Return the process that starts the ranks."""
         pid = self.launcher.pid
         return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
@@ -93,7 +95,8 @@ def run(place, tmp_path) -> Iterator[Callable[..., Run]]:
     place.clear()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@extended
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_to_the_launcher_saves_the_step_and_ends_with_75(run, signum):
     started = run()
     wait_for(started.trains)
@@ -101,7 +104,10 @@ def test_a_signal_to_the_launcher_saves_the_step_and_ends_with_75(run, signum):
     started.assert_stopped(signum.name)
 
 
-@pytest.mark.parametrize("whose", ["node", "rank 0", "rank 1", "all"])
+@pytest.mark.parametrize(
+    "whose",
+    [*(pytest.param(whose, marks=extended) for whose in ("node", "rank 0", "all")), "rank 1"],
+)
 def test_a_signal_to_any_process_of_a_run_saves_the_step_and_ends_with_75(run, whose):
     started = run()
     wait_for(started.trains)
@@ -116,7 +122,7 @@ def test_a_signal_to_any_process_of_a_run_saves_the_step_and_ends_with_75(run, w
     started.assert_stopped("SIGTERM")
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("signum", [pytest.param(signal.SIGINT, marks=extended), signal.SIGHUP])
 def test_a_run_that_nobody_watches_any_more_loses_nothing(run, signum):
     """As after Ctrl-C with `| tee`, after `| head`, and where the terminal is closed."""
     started = run("evaluation.interval=2")
@@ -132,6 +138,7 @@ def test_a_run_that_nobody_watches_any_more_loses_nothing(run, signum):
     assert newest(started.run_dir).step == json.loads(rows.read_text().splitlines()[-1])["step"]
 
 
+@extended
 @pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_that_deepspeed_does_not_know_may_go_to_every_process(run, signum):
     started = run()
@@ -141,6 +148,7 @@ def test_a_signal_that_deepspeed_does_not_know_may_go_to_every_process(run, sign
     started.assert_stopped(signum.name)
 
 
+@extended
 def test_a_second_launch_in_the_folder_of_a_run_is_refused_and_does_it_no_harm(run, place):
     first = run()
     wait_for(first.trains)
@@ -153,14 +161,7 @@ def test_a_second_launch_in_the_folder_of_a_run_is_refused_and_does_it_no_harm(r
     first.assert_stopped("SIGTERM")
 
 
-def test_a_file_in_the_run_folder_stops_a_run(run):
-    started = run()
-    wait_for(started.trains)
-    (started.run_dir / "logs" / ".stop").touch()
-    started.assert_stopped("logs/.stop")
-
-
-def test_a_stopped_run_goes_on_with_the_same_command(run, place):
+def test_a_stopped_run_goes_on_with_the_same_command_until_a_file_in_its_folder_stops_it(run):
     first = run()
     wait_for(first.trains)
     first.launcher.terminate()
@@ -168,13 +169,22 @@ def test_a_stopped_run_goes_on_with_the_same_command(run, place):
     step = newest(first.run_dir).step
     second = run()
     wait_for(lambda: len((first.run_dir / "metrics.jsonl").read_text().splitlines()) > step)
-    second.launcher.terminate()
-    second.assert_stopped("SIGTERM")
+    (second.run_dir / "logs" / ".stop").touch()
+    second.assert_stopped("logs/.stop")
     rows = [json.loads(line) for line in (first.run_dir / "metrics.jsonl").open()]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
 
 
-@pytest.mark.parametrize("moment", ["the launcher works", "its child starts", "ranks start"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        *(
+            pytest.param(each, marks=extended)
+            for each in ("the launcher works", "its child starts")
+        ),
+        "ranks start",
+    ],
+)
 def test_a_signal_before_the_first_step_ends_the_run_with_75_and_without_damage(run, moment):
     started = run()
     wait_for(
@@ -188,12 +198,14 @@ def test_a_signal_before_the_first_step_ends_the_run_with_75_and_without_damage(
     started.assert_stopped_before_a_step("SIGTERM")
 
 
+@extended
 def test_a_time_limit_stops_a_run(run):
     run("training.time_limit_minutes=0.02").assert_stopped_before_a_step(
         "training.time_limit_minutes"
     )
 
 
+@extended
 def test_a_second_ctrl_c_ends_a_run_at_once(run):
     started = run()
     wait_for(started.trains)
@@ -206,41 +218,61 @@ def test_a_second_ctrl_c_ends_a_run_at_once(run):
 
 
 def moments() -> list[tuple[str, float]]:
-    """Return when signals strike: seconds after the launcher's start, or after the first step.
-
-    Four of them, or twenty in chaos.
-    """
+    """Return when signals strike: seconds after the launcher's start, or after the first step."""
     random = Random(5)
-    found = [
+    return [
         ("start", random.uniform(0, 6)) if number % 3 == 0 else ("step", random.uniform(0, 2.5))
         for number in range(20)
     ]
-    return found if CHAOS else found[:4]
 
 
-@pytest.mark.parametrize(("since", "seconds"), moments())
+class Model(NamedTuple):
+    """What is trained, and how long it may take from a signal to the end."""
+
+    config: str | Path
+    limit_seconds: float
+    options: Callable[[Path], list[str]] = lambda folder: []
+
+
+MODELS = {
+    "tiny": Model("tiny.yml", 120),  # on busy machines, too
+    "quickstart": Model(
+        ROOT / "configs" / "quickstart.yml",
+        10,
+        lambda folder: [
+            *(f"data.{part}={folder / part}" for part in ("train", "valid")),
+            *("data.tokenizer=null", "launch.device=cpu"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "since", "seconds"),
+    [
+        *(("tiny", *moment) for moment in moments()[:2]),
+        *(pytest.param("tiny", *moment, marks=extended) for moment in moments()[2:4]),
+        *(pytest.param("quickstart", *moment, marks=extended) for moment in moments()),
+    ],
+)
 def test_a_signal_at_any_moment_leaves_a_whole_checkpoint_and_no_process(
-    run, place, since, seconds
+    run, place, model, since, seconds
 ):
     """Steps, evaluations and saves take turns, each about as long as the others together."""
     stages = 1 + (seconds > 1)
     often = ("checkpoint.interval=4", "evaluation.interval=4", "evaluation.batches=10")
     layout = (f"parallel.pipeline_stages={stages}", f"parallel.data_replicas={3 - stages}")
-    if CHAOS:
-        data = [f"data.{part}={place.folder / part}" for part in ("train", "valid")]
-        data += ["data.tokenizer=null", "launch.device=cpu"]
-        started = run(*often, *layout, *data, config=ROOT / "configs" / "quickstart.yml")
-    else:
-        started = run(*often, *layout)
+    config, limit_seconds, options = MODELS[model]
+    started = run(*often, *layout, *options(place.folder), config=config)
     wait_for(lambda: handles(started.launcher, signal.SIGTERM))
     if since == "step":
         wait_for(started.trains)
     time.sleep(seconds)
     started.launcher.terminate()
     if (started.run_dir / "metrics.jsonl").exists():
-        started.assert_stopped("SIGTERM", seconds=LIMIT_SECONDS)
+        started.assert_stopped("SIGTERM", seconds=limit_seconds)
     else:
-        status, shown, said = started.end(seconds=LIMIT_SECONDS)
+        status, shown, said = started.end(seconds=limit_seconds)
         assert (status, said) == (STOPPED, ""), shown + said
         assert "stopped by SIGTERM" in shown
         checkpoint = newest(started.run_dir)

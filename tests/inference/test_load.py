@@ -6,21 +6,14 @@ from megatron_gptx.checkpoint.choice import choose_checkpoint
 from megatron_gptx.checkpoint.manifest import CheckpointError
 from megatron_gptx.checkpoint.names import checkpoint_folder
 from megatron_gptx.inference.evaluate import evaluate
-from tests.runs import tiny_config, train
+from megatron_gptx.launcher.arguments import script_parser
 
 
 @pytest.fixture(scope="module")
-def run(corpus, tmp_path_factory):
+def run(finished):
     """Train four steps, of which every other one is saved."""
-    config = tiny_config(
-        corpus,
-        tmp_path_factory.mktemp("run"),
-        training__steps=4,
-        checkpoint__interval=2,
-        evaluation__interval=2,
-    )
-    losses = {row["step"]: row["valid_loss"] for row in train(config) if "valid_loss" in row}
-    return config, losses
+    found = finished(training__steps=4, checkpoint__interval=2, evaluation__interval=2)
+    return found.config, {row["step"]: row["valid_loss"] for row in found.rows[1::2]}
 
 
 def test_the_newest_checkpoint_is_the_default(run):
@@ -74,3 +67,9 @@ def test_a_run_that_has_saved_nothing_is_a_message(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         choose_checkpoint("elsewhere", str(tmp_path))
+
+
+def test_a_checkpoint_may_lie_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/the/home")
+    options = script_parser("evaluate.py", None).parse(["--config", "x", "--checkpoint=~/run"])
+    assert options.checkpoint == "/the/home/run"

@@ -227,3 +227,17 @@ def test_a_link_to_nothing_is_no_run_folder(run, capfd, tmp_path):
     status, _, said = run(capfd, output__run_dir="link")
     assert status == 2
     assert "link is a link to nothing" in said
+
+
+def test_another_optimizer_is_found_before_a_process_starts(run, capfd, tmp_path, corpus):
+    Path("tiny.yml").write_text(dump(tiny_config(corpus, tmp_path / "run")))
+    save()
+    status, _, said = run(capfd, "--dry-run", optimizer__name="lion")
+    assert status == 2
+    assert re.search(
+        r"line \d+: optimizer\.name: is lion, but run/checkpoints/step-00000010 holds the state of "
+        r"adamw; set optimizer\.name: adamw to resume, or choose another output\.run_dir and begin "
+        r"with the weights alone: checkpoint\.initialize_from: run/checkpoints/step-00000010",
+        said.replace(f"{tmp_path}/", ""),
+    )
+    assert run(capfd, "--dry-run", optimizer__name="adamw")[0] == 0

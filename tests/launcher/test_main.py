@@ -8,6 +8,7 @@ import pytest
 
 from megatron_gptx.config.yaml_writer import dump
 from megatron_gptx.dataset.indexed_dataset import IndexedDataset
+from megatron_gptx.distributed.exit_status import STOPPED
 from megatron_gptx.launcher.command_line import decode
 from megatron_gptx.launcher.main import main, usage
 from tests.config.broken_launches import save
@@ -17,6 +18,14 @@ from tests.runs import tiny_config, write_corpus
 NOTE = """
 import json, pathlib, sys
 pathlib.Path(__file__).with_suffix(".started").write_text(json.dumps(sys.argv[1:]))
+"""
+
+
+# Ends as a rank does that was asked to stop.
+STOP = """
+import os, pathlib
+pathlib.Path("run/logs/.stopped").write_text("stopped; run the same command to go on")
+os._exit(75)
 """
 
 
@@ -89,7 +98,8 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(deepy, root, script):
     if script == "generate.py":
         save()
     before = sorted(root.rglob("*"))
-    status, shown, _ = deepy(script, "tiny.yml", "--dry-run")
+    prompt = ["--prompt", "x"] if script == "generate.py" else []
+    status, shown, _ = deepy(script, "tiny.yml", "--dry-run", *prompt)
     assert status == 0
     assert "2 stages x 1 replica" in shown
     assert sorted(root.rglob("*")) == before
@@ -138,6 +148,16 @@ def test_epochs_reach_the_ranks_as_steps(deepy, root):
     assert training.steps == math.ceil(0.5 * math.ceil(tokens / 32) / 8)
 
 
+def test_a_stopped_run_that_began_afresh_says_how_to_go_on(deepy, root):
+    (root / "train.py").write_text(STOP)
+    status, shown, _ = deepy("train.py", "tiny.yml", "--set", "checkpoint.start=fresh")
+    assert status == STOPPED
+    assert shown.endswith(
+        "run the same command to go on\nbut with --set checkpoint.start=auto: 'fresh' refuses "
+        "every checkpoint, this run's too\n"
+    )
+
+
 def test_show_prints_every_option_and_its_source(deepy, root):
     (root / "over.yml").write_text("training:\n  steps: 7\n")
     status, shown, _ = deepy("show", "tiny.yml", "over.yml", "--set", "optimizer.lr=1e-5")
@@ -155,6 +175,10 @@ MISTAKES = {
     "a misspelt show": (["shwo", "tiny.yml"], "did you mean show? see"),
     "a file of the checkout that is no script": (["setup", "tiny.yml"], "setup: no such script"),
     "no configuration": (["train.py"], "no configuration given"),
+    "a configuration after all options": (
+        ["train.py", "--dry-run", "tiny.yml"],
+        "no configuration before the first option",
+    ),
     "a missing configuration": (["train.py", "nowhere.yml"], "nowhere.yml"),
     "a script's name that is left out": (["tiny.yml"], "tiny.yml: no such script"),
     "a script elsewhere": (["tools/plan.py", "tiny.yml"], "tools/plan.py: no such script"),
@@ -208,3 +232,19 @@ def test_a_truncated_dataset_is_found_before_anything_starts(deepy, root):
     assert (status, started(root)) == (2, [])
     assert said.count("train.bin") == 1
     assert "Traceback" not in said
+
+
+def test_a_dry_run_checks_what_a_script_would_refuse_itself(deepy, root):
+    save()
+    (root / "evaluate.py").write_text(NOTE)
+    refused = {
+        ("generate.py", "--promt", "x"): "generate.py CONFIG does not know --promt; did you mean",
+        ("generate.py",): "the following arguments are required: --prompt",
+        ("evaluate.py", "--set", "data.valid=null"): "data.valid: there is no validation data",
+        ("evaluate.py", "--set", "data.valid=gone"): "data.valid: gone.idx: no such file",
+    }
+    assert deepy("evaluate.py", "tiny.yml", "--dry-run")[0] == 0
+    for (script, *words), message in refused.items():
+        status, _, said = deepy(script, "tiny.yml", "--dry-run", *words)
+        assert (status, message in said) == (2, True), said
+    assert started(root) == []

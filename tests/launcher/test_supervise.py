@@ -39,7 +39,7 @@ def command(config, placement, script, arguments) -> list[str]:
 def launch(tmp_path, capfd, monkeypatch):
     """Launch the script above, and return its status, how often it was started, what is shown.
 
-    Without DeepSpeed's launcher between: its import would take most of the time.
+    Without the launcher of a node between, whose statuses the scripts stand for.
     """
     monkeypatch.setattr(supervise, "launch_command", command)
     (tmp_path / "other.py").write_text(SCRIPT)
@@ -71,7 +71,7 @@ def launch(tmp_path, capfd, monkeypatch):
         ("1", FAILED, ""),
         ("2", MISTAKE, ""),
         ("stopped:75", STOPPED, "stopped by a test"),
-        # DeepSpeed's launcher returns 1 where a signal ended it.
+        # The launcher of a node returns 1 where a signal ended it.
         ("stopped:1", STOPPED, "stopped by a test"),
         # A peer's kill counts more than what a rank that was still starting left.
         ("stopped:137", 137, "ended by SIGKILL"),
@@ -113,6 +113,13 @@ def test_ranks_that_crash_or_hang_are_started_again(launch, status):
     ended, starts, shown = launch(status, status, "finished:0", restarts=3)
     assert (ended, starts) == (FINISHED, 3)
     assert "restart 2 of 3 after status" in shown
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_ranks_are_not_started_more_often_than_allowed(launch, restarts):
+    ended, starts, shown = launch("137", "137", "finished:0", restarts=restarts)
+    assert (ended, starts) == (137, 1 + restarts)
+    assert shown.count("restart 1 of 1") == restarts
 
 
 @pytest.mark.parametrize("end", ["finished:0", "2", "stopped:75", "130"])
@@ -183,6 +190,28 @@ def test_a_launch_into_the_folder_of_another_one_is_refused_and_changes_nothing(
             launch("finished:0")
     assert [(tmp_path / "logs" / name).read_text() for name in names] == list(names)
     assert not list(tmp_path.glob("start-*"))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_to_the_launcher_reaches_the_ranks_by_its_name(tmp_path, signum):
+    (tmp_path / "logs").mkdir()
+    with StopRequests() as requests:
+        requests.pass_on(tmp_path)
+        signal.raise_signal(signum)
+    assert requests.reasons == [signum.name]
+    assert not requests.at_once
+    assert (tmp_path / "logs" / ".stop").read_text() == signum.name
+
+
+def test_a_time_limit_reaches_the_ranks_by_its_option(tmp_path):
+    (tmp_path / "logs").mkdir()
+    with StopRequests() as requests:
+        requests.pass_on(tmp_path)
+        requests.limit(1e-5)
+        while not requests.reasons:
+            signal.pause()
+    assert requests.reasons == ["training.time_limit_minutes"]
+    assert (tmp_path / "logs" / ".stop").read_text() == "training.time_limit_minutes"
 
 
 def test_requests_leave_the_handlers_of_signals_alone():

@@ -144,7 +144,8 @@ def test_initial_weights_follow_their_roles(make_config, residual, macaron, shri
     sizes = {"hidden_size": 96, "num_layers": 8, "position": "learned", "init_std": 0.1}
     config = make_config(residual=residual, macaron=macaron, **sizes)
     stream = 0.1 * shrink
-    scales = {"embedding": 0.1, "weight": 0.1, "stream_weight": stream}
+    scales = dict.fromkeys(("embedding", "weight", "qkv_weight", "head"), 0.1)
+    scales["stream_weight"] = stream
     seen = set()
     for layer in build_layers(config, seed=0):
         for name, parameter, role in parameter_roles(layer):
@@ -160,7 +161,7 @@ def test_initial_weights_follow_their_roles(make_config, residual, macaron, shri
 def test_roles_name_what_the_optimizer_must_tell_apart(make_config):
     block = build_layer(make_config(), 1, seed=0)
     assert {name: role for name, _, role in parameter_roles(block)} == {
-        "attention.qkv.weight": "weight",
+        "attention.qkv.weight": "qkv_weight",
         "attention.qkv.bias": "bias",
         "attention.output.weight": "stream_weight",
         "attention.output.bias": "bias",

@@ -1,5 +1,6 @@
 """The compiled kernels, built by whichever test comes first."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +12,8 @@ from megatron_gptx.ops.attention.cpu_kernels import fused_attention
 from megatron_gptx.ops.kernels import library
 from tests.ops.emulator.compile import compile_ops
 
+VARIANTS = ["avx512", "avx2", "default"]
+
 
 @pytest.fixture(scope="session")
 def kernels() -> None:
@@ -20,17 +23,26 @@ def kernels() -> None:
 
 
 @pytest.fixture(scope="session")
-def emulated(kernels, tmp_path_factory) -> Any:
+def emulated(kernels) -> Any:
     """Return the CUDA ops, emulated; those that only GPUs have then run on CPU tensors, too."""
-    torch.ops.load_library(compile_ops(tmp_path_factory.mktemp("emulator")))
+    torch.ops.load_library(compile_ops())
     return torch.ops.gptx_emulated
 
 
-@pytest.fixture(params=["avx512", "avx2", "default"])
-def form(request, kernels) -> Callable:
-    """Return the kernels of one vector width, with the reference's signature."""
+@pytest.fixture(params=VARIANTS)
+def variant(request, kernels) -> str:
+    """Return one vector width: of those that this CPU has, or the one that is asked for."""
+    asked = os.environ.get("GPTX_CPU_CAPABILITY") or request.param
+    if request.param != asked:
+        pytest.skip(f"GPTX_CPU_CAPABILITY asks for {asked}")
     if request.param not in torch.ops.gptx.cpu_variants():
         pytest.skip(f"this CPU has no {request.param}")
+    return request.param
+
+
+@pytest.fixture
+def form(variant) -> Callable:
+    """Return the kernels of one vector width, with the reference's signature."""
     defaults = {"slopes": None, "top_k": 3, "prev_scores": None, "row_start": None}
     defaults |= {"dropout_p": 0.0, "return_scores": False}
-    return partial(fused_attention, **defaults, variant=request.param)
+    return partial(fused_attention, **defaults, variant=variant)

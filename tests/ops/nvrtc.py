@@ -12,6 +12,7 @@ class Nvrtc:
     """The functions of one libnvrtc.so."""
 
     def __init__(self, library: Path) -> None:
+        self.path = library
         self._library = ctypes.CDLL(str(library))
 
     def architectures(self) -> list[int]:

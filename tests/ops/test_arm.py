@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_gptx.ops.kernels.build import COMPILER_FLAGS, SOURCES
+from tests.ops.programs import CSRC, compile_once
 
 CROSS, QEMU = "aarch64-linux-gnu-g++", "qemu-aarch64"
 PROGRAM = Path(__file__).parent / "arm" / "rows_program.cpp"
@@ -17,13 +18,11 @@ KERNELS = [
 ]
 
 
-def build(compiler: str, folder: Path) -> Path:
+def build(compiler: str) -> Path:
     """Return the program, compiled as the kernels are."""
-    program = folder / compiler
     flags = [*COMPILER_FLAGS, "-std=c++20", "-static", f"-I{SOURCES}"]
-    command = [compiler, *flags, str(PROGRAM), *map(str, KERNELS), "-o", str(program)]
-    subprocess.run(command, check=True)
-    return program
+    command = [compiler, *flags, str(PROGRAM), *map(str, KERNELS)]
+    return compile_once(compiler, command, PROGRAM.parent, CSRC)
 
 
 def output(*command: str) -> str:
@@ -32,19 +31,19 @@ def output(*command: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def arm(tmp_path_factory) -> Path:
+def arm() -> Path:
     """Return the program for Arm."""
     if shutil.which(CROSS) is None:
         pytest.skip(f"{CROSS} is not installed")
-    return build(CROSS, tmp_path_factory.mktemp("arm"))
+    return build(CROSS)
 
 
-def test_arm_computes_the_same_bits(arm, tmp_path):
+def test_arm_computes_the_same_bits(arm):
     if shutil.which(QEMU) is None:
         pytest.skip(f"{QEMU} is not installed")
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
-    here = output(str(build("g++", tmp_path)))
+    here = output(str(build("g++")))
     assert len(here.splitlines()) == 24
     assert output(QEMU, str(arm)) == here
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gptx.ops.kernels import nvcc
-from megatron_gptx.ops.kernels.build import SOURCES
+from megatron_gptx.ops import nvcc
 from tests.ops.nvrtc import find_nvrtc
+from tests.ops.programs import CSRC, make_once
 
 ARCHITECTURES = ("8.0", "9.0")
 NUMBERS, WARP_CHUNKS, BLOCK_CHUNKS = ("Float32", "BFloat16", "Float16"), (2, 4, 8), (4, 8, 16)
@@ -56,10 +56,17 @@ def spilled_bytes(log: str) -> dict[tuple[str, str, tuple], int]:
     return found
 
 
+# More than a minute of nvcc's; in the ordinary suite, NVRTC reads the same sources.
+@pytest.mark.extended
 def test_nvcc_compiles_every_kernel_and_those_of_rows_up_to_2048_spill_nothing(compiler, tmp_path):
-    source = SOURCES / "cuda" / "topk_softmax_launch.cu"
+    source = CSRC / "cuda" / "topk_softmax_launch.cu"
     command = [str(compiler), *nvcc.flags(ARCHITECTURES), "-Xptxas", "-v", "-c", str(source)]
-    spilled = spilled_bytes(nvcc.run([*command, "-o", str(tmp_path / "kernels.o")]))
+
+    def write_log(path: Path) -> None:
+        path.write_text(nvcc.run([*command, "-o", str(tmp_path / "kernels.o")]))
+
+    log = make_once("nvcc.log", " ".join(command), write_log, CSRC)
+    spilled = spilled_bytes(log.read_text())
     assert set(spilled) == {
         (architecture.replace(".", ""), name, parameters)
         for architecture in ARCHITECTURES
@@ -80,7 +87,11 @@ def test_nvrtc_compiles_every_kernel_for_a_v100():
         for values in sorted(found)
     ]
     source = INSTANCES + "\n".join(instances) + "\n}\n"
-    options = ["--gpu-architecture=sm_70", "--std=c++17", f"--include-path={SOURCES / 'cuda'}"]
-    code, _ = nvrtc.compile(source, "kernels.cu", options)
-    names = set(re.findall(rb"\.text\.(_ZN4gptx\d+\w+)", code))
+    options = ["--gpu-architecture=sm_70", "--std=c++17", f"--include-path={CSRC / 'cuda'}"]
+
+    def write_code(path: Path) -> None:
+        path.write_bytes(nvrtc.compile(source, "kernels.cu", options)[0])
+
+    code = make_once("v100.cubin", f"{nvrtc.path} {source} {options}", write_code, CSRC)
+    names = set(re.findall(rb"\.text\.(_ZN4gptx\d+\w+)", code.read_bytes()))
     assert len(names) == len(instances)

@@ -14,14 +14,6 @@ INF, NAN = float("inf"), float("nan")
 SHAPES = [(1, 3, 5), (40, 16, 64), (130, 24, 67)]
 
 
-@pytest.fixture(params=["avx512", "avx2", "default"])
-def variant(request, kernels) -> str:
-    """Return one vector width that this CPU has."""
-    if request.param not in torch.ops.gptx.cpu_variants():
-        pytest.skip(f"this CPU has no {request.param}")
-    return request.param
-
-
 def random_inputs(n: int, m: int, f: int, *, dtype=torch.float32, bias=True) -> list:
     generator = torch.Generator().manual_seed(n * m * f)
     shapes = [(2, n, m), (f, m), (f,)]

@@ -1,6 +1,7 @@
 """The loss kernels compute what PyTorch does, a block of logits at a time."""
 
 import math
+from itertools import product
 from typing import Any
 
 import pytest
@@ -17,20 +18,14 @@ from megatron_gptx.ops.linear_cross_entropy import (
     linear_cross_entropy_reference,
 )
 from tests.numerics import assert_all_as_accurate
+from tests.ops.conftest import VARIANTS
+from tests.pairs import pairwise
 
 IGNORED = -100
 M = 7
 # Rows shorter than any vector, with and without a rest, and several blocks.
 SHAPES = [(5, 1), (64, 3), (33, 32), (40, 61), (300, 4096), (40, 22003)]
 INF, NAN = float("inf"), float("nan")
-
-
-@pytest.fixture(params=["avx512", "avx2", "default"])
-def variant(request, kernels) -> str:
-    """Return one vector width that this CPU has."""
-    if request.param not in torch.ops.gptx.cpu_variants():
-        pytest.skip(f"this CPU has no {request.param}")
-    return request.param
 
 
 class Shapes(TorchDispatchMode):
@@ -67,10 +62,13 @@ def on_logits(logits: Tensor, labels: Tensor, variant: str) -> tuple[Tensor, Ten
     return torch.ops.gptx.cross_entropy_(grad, labels, IGNORED, variant), grad
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("n", "v"), SHAPES)
-def test_the_kernels_are_as_accurate_as_the_reference(n, v, dtype, variant):
-    x, weight, labels = random_batch(n, v, dtype)
+@pytest.mark.parametrize(
+    ("variant", "shape", "dtype"),
+    pairwise(product(VARIANTS, SHAPES, [torch.float32, torch.bfloat16, torch.float16])),
+    indirect=["variant"],
+)
+def test_the_kernels_are_as_accurate_as_the_reference(shape, dtype, variant):
+    x, weight, labels = random_batch(*shape, dtype)
     wide = [tensor.detach().double().requires_grad_() for tensor in (x, weight)]
     actual = results(fused_linear_cross_entropy, x, weight, labels, variant=variant)
     expected = results(linear_cross_entropy_reference, x, weight, labels)

@@ -1,11 +1,17 @@
 """The product with a weight is accurate in every layout, and the same in every company."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.numerics import assert_as_accurate
 
+ROOT = Path(__file__).resolve().parents[2]
 # (n, m, f): parts of a group of rows, of a chunk of terms, of a panel of outputs; whole ones; and
 # fewer rows than the kernel takes.
 SHAPES = [
@@ -17,14 +23,6 @@ SHAPES = [
     (0, 4, 5),
     (199, 0, 5),
 ]
-
-
-@pytest.fixture(params=["avx512", "avx2", "default"])
-def variant(request, kernels) -> str:
-    """Return one vector width that this CPU has."""
-    if request.param not in torch.ops.gptx.cpu_variants():
-        pytest.skip(f"this CPU has no {request.param}")
-    return request.param
 
 
 def draw(*shape: int) -> Tensor:
@@ -88,3 +86,32 @@ def test_shapes_that_do_not_match_are_named(kernels):
         torch.ops.gptx.product(draw(3, 4), draw(5, 6), None)
     with pytest.raises(RuntimeError, match=r"got \[3, 4\], \[5, 4\] and \[4\]"):
         torch.ops.gptx.product(draw(3, 4), draw(5, 4), draw(4))
+
+
+# What PyTorch calls the operations that multiply; ours has no name of its own inside `product`.
+OTHERS = {"mkldnn::_linear_pointwise", "aten::linear"}
+CHOICES = f"""
+import torch
+from torch.profiler import profile
+from megatron_gptx.ops.kernels import library
+assert library.load(print) is None
+for n in (191, 192):
+    with profile() as seen:
+        torch.ops.gptx.product(torch.ones(n, 8), torch.ones(4, 8), None)
+    print(*{OTHERS} & {{event.key for event in seen.key_averages()}} or ["ours"])
+"""
+
+
+def test_the_form_of_the_kernels_and_the_number_of_rows_choose_the_product(kernels):
+    """The quickest by measurement: docs/kernels.md has the figures."""
+    onednn = torch.backends.mkldnn.is_available()
+    expected = {
+        "avx512": ["mkldnn::_linear_pointwise"] * 2 if onednn else ["aten::linear", "ours"],
+        "avx2": ["aten::linear", "ours"],
+        "default": ["aten::linear", "aten::linear"],
+    }
+    for name in torch.ops.gptx.cpu_variants():
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "GPTX_CPU_CAPABILITY": name}
+        command = [sys.executable, "-c", CHOICES]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.stdout.split() == expected[name], name + done.stderr

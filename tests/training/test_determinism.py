@@ -17,7 +17,7 @@ def test_two_runs_have_the_same_bits(corpus, tmp_path, layout):
     options = {
         **LAYOUTS[layout],
         "training__deterministic": True,
-        "training__steps": 6,
+        "training__steps": 3,
         "precision": "bf16",
         "model__dropout": 0.1,
         "training__checkpoint_activations": 1,
@@ -46,7 +46,7 @@ def train_with_an_op_that_has_no_order(packed: str) -> None:
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_an_operation_that_has_no_order_is_named(corpus, tmp_path, deterministic):
     config = tiny_config(
-        corpus, tmp_path / "run", training__deterministic=deterministic, training__steps=2
+        corpus, tmp_path / "run", training__deterministic=deterministic, training__steps=1
     )
     screen = tmp_path / "screen"
     statuses = start_ranks(train_with_an_op_that_has_no_order, 1, encode(config), screen=screen)

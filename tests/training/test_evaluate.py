@@ -3,10 +3,12 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatron_gptx.data.validation import SetLoss
 from megatron_gptx.dataset.indexed_dataset import IndexedDataset
+from megatron_gptx.dataset.writer import IndexedDatasetWriter
 from megatron_gptx.inference.evaluate import as_json, as_text, evaluate
 from megatron_gptx.training.evaluate import metrics, report
 from tests.runs import tiny_config, train
@@ -23,11 +25,13 @@ LAYOUTS = {
 def test_all_of_every_named_set_is_evaluated_in_training_as_from_the_checkpoint(
     corpus, tmp_path, layout
 ):
-    train_data, valid_data = str(corpus / "train"), str(corpus / "valid")
+    valid_data, small_data = str(corpus / "valid"), str(tmp_path / "small")
+    with IndexedDatasetWriter(small_data, np.uint16) as writer:
+        writer.add_document(np.arange(500) % 64)
     config = tiny_config(
         corpus,
-        tmp_path,
-        data__valid={"seen": train_data, "both": {valid_data: 1.0, train_data: 3.0}},
+        tmp_path / "run",
+        data__valid={"one": valid_data, "both": {valid_data: 1.0, small_data: 3.0}},
         evaluation__batches="all",
         training__steps=2,
         **LAYOUTS[layout],
@@ -35,14 +39,14 @@ def test_all_of_every_named_set_is_evaluated_in_training_as_from_the_checkpoint(
     row = train(config)[-1]
     result = evaluate(config)
     tokens = {name: one.found.num_tokens for name, one in result.sets.items()}
-    seen, unseen = (IndexedDataset(prefix).num_tokens for prefix in (train_data, valid_data))
-    assert tokens == {"seen": seen, "both": seen + unseen}
-    for name, one in result.sets.items():
-        assert one.found.loss == pytest.approx(row[f"valid_loss/{name}"], rel=ROUNDING)
-    assert row["valid_loss/seen"] != row["valid_loss/both"]
+    one, other = (IndexedDataset(prefix).num_tokens for prefix in (valid_data, small_data))
+    assert tokens == {"one": one, "both": one + other}
+    for name, found in result.sets.items():
+        assert found.found.loss == pytest.approx(row[f"valid_loss/{name}"], rel=ROUNDING)
+    assert row["valid_loss/one"] != row["valid_loss/both"]
     assert row["valid_loss"] == pytest.approx(result.valid_loss, rel=ROUNDING)
-    assert as_json(result)["sets"].keys() == {"seen", "both"}
-    assert "step 2: validation loss of seen " in as_text(result)
+    assert as_json(result)["sets"].keys() == {"one", "both"}
+    assert "step 2: validation loss of one " in as_text(result)
     assert f"step 2: mean validation loss {result.valid_loss:.4f}" in as_text(result)
 
 

@@ -1,14 +1,16 @@
 """Any layout gives the same loss."""
 
 from itertools import product
-from pathlib import Path
 
 import pytest
 
-from tests.runs import losses, tiny_config, train
+from tests.pairs import extended, pairwise
+from tests.runs import tiny_config, train
 
-# One float32 rounding step, relative. Sums in another order differ by a few of these; twenty
-# steps of training multiply them.
+# Enough that every part of the model has learned something: a fresh gate of ReZero is 0.
+STEPS = 8
+# One float32 rounding step, relative. Sums in another order differ by a few of these;
+# training multiplies them.
 EPSILON = 2.0**-23
 ROUNDING = 64 * EPSILON
 # No bound on rounding covers a selection: where two keys nearly tie for the last place, the last
@@ -18,22 +20,15 @@ ALL_KEYS = {"model__attention__top_k": 32}
 
 
 @pytest.fixture(scope="module")
-def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory):
-    """Train with options and return the losses; equal options train once."""
-    done: dict[str, list[float]] = {}
-
-    def run(**options: object) -> list[float]:
-        key = repr(sorted(options.items()))
-        if key not in done:
-            folder = tmp_path_factory.mktemp("run")
-            done[key] = losses(train(tiny_config(corpus, folder, **options)))
-        return done[key]
-
-    return run
+def run(finished):
+    """Return what trains with options and returns the losses."""
+    return lambda **options: finished(**{"training__steps": STEPS, **options}).losses
 
 
-@pytest.mark.parametrize("residual_scores", [True, False])
-@pytest.mark.parametrize(("stages", "checkpoint_group"), list(product([1, 2, 3, 4], [0, 2]))[1:])
+@pytest.mark.parametrize(
+    ("residual_scores", "stages", "checkpoint_group"),
+    pairwise(product([True, False], [1, 2, 3, 4], [0, 2])),
+)
 def test_losses_are_bit_identical_for_every_number_of_stages(
     run, residual_scores, stages, checkpoint_group
 ):
@@ -44,10 +39,10 @@ def test_losses_are_bit_identical_for_every_number_of_stages(
         training__checkpoint_activations=checkpoint_group,
     )
     assert split == run(**options)
-    assert len(split) == 20
+    assert len(split) == STEPS
 
 
-@pytest.mark.parametrize(("stages", "checkpoint_group"), [(2, 0), (3, 2), (4, 0)])
+@pytest.mark.parametrize(("stages", "checkpoint_group"), [(2, 0), (3, 2), extended(4, 0)])
 def test_isolated_documents_are_bit_identical_for_every_number_of_stages(
     run, stages, checkpoint_group
 ):
@@ -75,17 +70,19 @@ def test_residual_scores_change_the_loss(run):
 
 @pytest.mark.parametrize(
     ("stages", "replicas", "zero_stage", "clipping"),
-    [
-        (1, 1, 1, None),
-        (1, 2, 0, None),
-        (1, 2, 1, None),
-        (2, 2, 1, None),
-        (2, 1, 1, 0.3),
-        (2, 2, 0, 0.3),
-        (2, 2, 1, 0.3),
-        (1, 2, 2, 0.3),
-        (1, 2, 3, 0.3),
-    ],
+    pairwise(
+        [
+            (1, 1, 1, None),
+            (1, 2, 0, None),
+            (1, 2, 1, None),
+            (2, 2, 1, None),
+            (2, 1, 1, 0.3),
+            (2, 2, 0, 0.3),
+            (2, 2, 1, 0.3),
+            (1, 2, 2, 0.3),
+            (1, 2, 3, 0.3),
+        ]
+    ),
 )
 def test_losses_are_equal_within_rounding_for_replicas_and_zero_stages(
     run, stages, replicas, zero_stage, clipping
@@ -100,26 +97,21 @@ def test_losses_are_equal_within_rounding_for_replicas_and_zero_stages(
     assert split == pytest.approx(run(**options), rel=ROUNDING)
 
 
-@pytest.fixture(scope="module")
-def saved_every_step(corpus: Path, tmp_path_factory: pytest.TempPathFactory):
-    """Train on one process, with a checkpoint of every step; return the folder and the rows."""
-    run_dir = tmp_path_factory.mktemp("saved")
-    options = {"checkpoint__interval": 1, "checkpoint__keep_last": 100}
-    return run_dir / "checkpoints", train(tiny_config(corpus, run_dir, **SELECTING, **options))
-
-
 SELECTING = {"optimizer__gradient_clipping": 0.3}
 
 
-@pytest.mark.parametrize("step", [9, 19])
-@pytest.mark.parametrize(("stages", "replicas", "zero_stage"), [(2, 2, 1), (1, 2, 3)])
+@pytest.mark.parametrize(
+    ("stages", "replicas", "zero_stage", "step"),
+    [(2, 2, 1, 9), (1, 2, 3, 4), extended(2, 2, 1, 19), extended(1, 2, 3, 19)],
+)
 def test_a_step_that_selects_keys_is_the_same_from_the_same_state(
-    saved_every_step, corpus, tmp_path, stages, replicas, zero_stage, step
+    finished, corpus, tmp_path, stages, replicas, zero_stage, step
 ):
-    checkpoints, rows = saved_every_step
+    saved_every_step = {"checkpoint__interval": 1, "checkpoint__keep_last": 100}
+    whole = finished(**SELECTING, **saved_every_step)
     name = f"step-{step:08d}"
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / name).symlink_to(checkpoints / name)
+    (tmp_path / "checkpoints" / name).symlink_to(whole.folder / "checkpoints" / name)
     (tmp_path / "checkpoints" / "latest").write_text(f"{name}\n")
     options = {
         "parallel__pipeline_stages": stages,
@@ -128,7 +120,7 @@ def test_a_step_that_selects_keys_is_the_same_from_the_same_state(
         "training__steps": step + 1,
     }
     found = train(tiny_config(corpus, tmp_path, **SELECTING, **options))[-1]
-    expected = rows[step]
+    expected = whole.rows[step]
     for measure in ("step", "loss", "grad_norm"):
         assert found[measure] == pytest.approx(expected[measure], rel=ROUNDING)
 
@@ -144,7 +136,8 @@ def test_losses_are_bit_identical_for_every_number_of_stages_when_clipping(run):
 
 
 @pytest.mark.parametrize(
-    ("stages", "replicas", "zero_stage"), [(2, 1, 0), (3, 1, 1), (4, 1, 1), (1, 2, 1), (2, 2, 1)]
+    ("stages", "replicas", "zero_stage"),
+    [(2, 1, 0), (3, 1, 1), (1, 2, 1), extended(4, 1, 1), extended(2, 2, 1)],
 )
 def test_bf16_trains_alike_in_every_layout(run, stages, replicas, zero_stage):
     split = run(
@@ -169,22 +162,16 @@ def test_scattered_weights_have_16_bits_as_well(run):
 @pytest.mark.parametrize(
     ("stages", "zero_stage", "replicas"), [(1, 1, 1), (2, 1, 1), (1, 2, 2), (1, 3, 2)]
 )
-def test_every_layer_learns_in_bf16(corpus, tmp_path, stages, zero_stage, replicas):
+def test_every_layer_learns_in_bf16(finished, stages, zero_stage, replicas):
     """The norm of all gradients is the one of fp32: no layer's gradient is lost on the way."""
-    exact, rounded = (
-        train(
-            tiny_config(
-                corpus,
-                tmp_path / precision,
-                precision=precision,
-                parallel__pipeline_stages=stages,
-                parallel__zero_stage=zero_stage,
-                parallel__data_replicas=replicas,
-                training__steps=3,  # the schedule warms up for two
-            )
-        )
-        for precision in ("fp32", "bf16")
-    )
+    exact = finished(training__steps=3).rows  # the schedule warms up for two
+    rounded = finished(
+        precision="bf16",
+        parallel__pipeline_stages=stages,
+        parallel__zero_stage=zero_stage,
+        parallel__data_replicas=replicas,
+        training__steps=3,
+    ).rows
     assert [row["grad_norm"] for row in rounded[:2]] == pytest.approx(
         [row["grad_norm"] for row in exact[:2]], rel=0.01
     )

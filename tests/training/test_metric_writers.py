@@ -2,6 +2,7 @@
 
 import base64
 import json
+import subprocess
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -162,6 +163,8 @@ def test_wandb_is_offline_where_it_is_told_to_be(tmp_path, wandb, monkeypatch, c
 
 
 def test_all_starts_of_a_run_are_one_wandb_run_and_lose_no_row(tmp_path, wandb):
+    from wandb.proto.wandb_internal_pb2 import MetricRecord
+
     options = {"wandb_name": "first try", "wandb_group": "sweep 7", "wandb_tags": ["alibi", "1B"]}
     config = tiny_config(
         Path("corpus"), tmp_path, **{f"logging__{key}": value for key, value in options.items()}
@@ -171,17 +174,22 @@ def test_all_starts_of_a_run_are_one_wandb_run_and_lose_no_row(tmp_path, wandb):
         writer = WeightsAndBiases(config, resumed_step=resumed_step)
         for step in range(resumed_step + 1, 9):
             writer.write({"step": step, "loss": loss + step})
+        shown = writer.run.name, writer.run.group, list(writer.run.tags)
+        assert shown == tuple(options.values())
+        # It counts rows, for after going back a step is below the last one's.
+        assert writer.run.step == 8 - resumed_step
         writer.close()
         ended_at = int(time.time())
         while int(time.time()) == ended_at:  # wandb names its folders by seconds
             time.sleep(0.05)
     number = (tmp_path / "wandb-id").read_text().strip().encode()
+    axis = MetricRecord(glob_name="*", step_metric="step").SerializeToString()
     first, second = recorded(tmp_path)
     # Half of what the watchdog gives, for ending one and beginning another.
     assert writer.run.settings.finish_timeout == writer.run.settings.init_timeout == 15
     for record in (first, second):
         assert number in record
-        assert all(word in record for word in (b"first try", b"sweep 7", b"alibi", b"1B"))
+        assert axis in record
     assert all(str(0.125 + step).encode() in first for step in range(1, 9))
     assert all(str(0.375 + step).encode() in second for step in range(5, 9))
 
@@ -251,3 +259,39 @@ def test_writers_follow_the_configuration(tmp_path):
     assert [type(writer) for writer in both] == [MetricsFile, Optional]
     for writer in (*plain, *both):
         writer.close()
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """Mount a disk of its own; yield a file on it that leaves no room."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    with pytest.raises(OSError, match="No space left"), (tmp_path / "filler").open("wb") as file:
+        file.write(bytes(1 << 20))
+    yield tmp_path / "filler"
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def test_rows_that_find_no_room_wait_and_are_all_there_in_the_end(full_disk):
+    path, said = full_disk.with_name("metrics.jsonl"), []
+    writer = MetricsFile(path, resumed_step=0, say=said.append)
+    for step in (1, 2, 3):
+        writer.write({"step": step})
+    assert path.read_bytes() == b""
+    full_disk.unlink()
+    writer.write({"step": 4})
+    writer.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+    assert said == [
+        f"no space left for {path}: its rows wait until there is",
+        f"{path} has all its rows again",
+    ]
+
+
+def test_rows_that_never_find_room_end_no_run(full_disk):
+    path, said = full_disk.with_name("metrics.jsonl"), []
+    writer = MetricsFile(path, resumed_step=0, say=said.append)
+    writer.write(ROW)
+    writer.close()
+    assert said[1:] == [f"{path} lacks its last 1 rows: no space left"]

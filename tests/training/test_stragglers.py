@@ -2,8 +2,10 @@
 
 import pytest
 
+from tests.pairs import extended
 from tests.runs import start, tiny_config
 
+FEW = {"model__num_layers": 1, "training__global_batch_size": 4}
 LAYOUTS = {
     "DP 2": {"parallel__data_replicas": 2},
     "PP 2": {"parallel__pipeline_stages": 2},
@@ -12,12 +14,19 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize(
-    ("layout", "phase"),
-    [("DP 2", "data"), ("DP 2", "forward"), ("PP 2", "data"), ("DP 2, ZeRO 2", "forward")],
+    ("layout", "phase", "steps"),
+    [
+        ("DP 2", "data", 100),
+        ("PP 2", "data", 50),
+        ("DP 2, ZeRO 2", "forward", 50),
+        extended("DP 2", "forward", 50),
+    ],
 )
-def test_a_slow_rank_is_named_with_what_it_is_slow_in(corpus, tmp_path, monkeypatch, layout, phase):
+def test_a_slow_rank_is_named_once_with_what_it_is_slow_in(
+    corpus, tmp_path, monkeypatch, layout, phase, steps
+):
     monkeypatch.setenv("GPTX_FAULT", f"slow:at={phase}:rank=1")
-    options = {**LAYOUTS[layout], "training__steps": 100, "training__global_batch_size": 4}
+    options = {**LAYOUTS[layout], **FEW, "training__steps": steps}
     screen = tmp_path / "screen"
     assert start(tiny_config(corpus, tmp_path, **options), screen=screen) == [0, 0]
     # A rank that shares its core may be slow in something else as well.
@@ -27,7 +36,7 @@ def test_a_slow_rank_is_named_with_what_it_is_slow_in(corpus, tmp_path, monkeypa
 
 def test_ranks_that_are_all_slow_alike_are_not_named(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("GPTX_FAULT", "slow:at=data slow:at=forward")
-    options = {**LAYOUTS["DP 2"], "training__steps": 50, "training__global_batch_size": 4}
+    options = {**LAYOUTS["DP 2"], **FEW, "training__steps": 50}
     screen = tmp_path / "screen"
     assert start(tiny_config(corpus, tmp_path, **options), screen=screen) == [0, 0]
     assert "slowest" not in screen.read_text()

@@ -2,7 +2,8 @@
 
 import sys
 
+from megatron_gptx.distributed.log import run_program
 from megatron_gptx.inference.generate import main
 
 if __name__ == "__main__":
-    sys.exit(main("gptx generate CONFIG"))
+    sys.exit(run_program(lambda: main("gptx generate CONFIG")))

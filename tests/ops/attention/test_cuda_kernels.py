@@ -14,6 +14,7 @@ from megatron_gptx.ops.attention.cuda_kernels import composed_attention
 from megatron_gptx.ops.attention.dispatch import attention, attention_reference
 from tests.numerics import assert_all_as_accurate
 from tests.ops.attention_inputs import SLOPES, D, H, T, quantised_inputs, random_inputs, run
+from tests.pairs import pairwise
 
 OPS = torch.ops.gptx
 pytestmark = pytest.mark.usefixtures("emulated")
@@ -41,12 +42,20 @@ def starts(s: int, t: int) -> Tensor:
     return rows
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("carry", [True, False])
-@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
-@pytest.mark.parametrize("documents", [True, False])
-@pytest.mark.parametrize(("s", "top_k"), [(64, 3), (64, 100), (20, 8), (1, 40)])
-def test_it_is_as_accurate_as_the_reference(s, top_k, documents, dropout_p, carry, dtype):
+@pytest.mark.parametrize(
+    ("rows", "documents", "dropout_p", "carry", "dtype"),
+    pairwise(
+        product(
+            [(64, 3), (64, 100), (20, 8), (1, 40)],
+            [True, False],
+            [0.0, 0.3],
+            [True, False],
+            [torch.float32, torch.bfloat16, torch.float16],
+        )
+    ),
+)
+def test_it_is_as_accurate_as_the_reference(rows, documents, dropout_p, carry, dtype):
+    s, top_k = rows
     inputs = random_inputs(s=s, t=64, d=16, carry=carry, dtype=dtype)
     widened = [x.detach().double().requires_grad_() for x in inputs]
     options = {"slopes": SLOPES, "top_k": top_k, "dropout_p": dropout_p}

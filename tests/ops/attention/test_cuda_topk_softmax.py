@@ -6,6 +6,7 @@ The emulator runs the kernels' own lines, one fiber per thread, in three orders 
 import math
 import subprocess
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from tests.numerics import assert_all_as_accurate
 from tests.ops.attention_inputs import SLOPES, B, H
 from tests.ops.emulator.compile import CSRC, compile_sanitized
 from tests.ops.softmax_inputs import random_scores, results, starts
+from tests.pairs import extended, pairwise
 
 ASCENDING, DESCENDING, SHUFFLED = SCHEDULES = range(3)
 # A row per warp, and a row per block.
@@ -76,8 +78,14 @@ def options_for(name: str, s: int, t: int) -> dict:
 
 
 @pytest.mark.usefixtures("emulated")
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        (name, dtype) if i % 3 == j else extended(name, dtype)
+        for i, name in enumerate(OPTIONS)
+        for j, dtype in enumerate(FLOATS)
+    ],
+)
 def test_the_kernels_are_as_accurate_as_the_reference(name, dtype):
     pooled = []
     for (s, t), seed in CASES:
@@ -97,9 +105,10 @@ def test_the_kernels_are_as_accurate_as_the_reference(name, dtype):
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("levels", [1, 3, 50])
-@pytest.mark.parametrize("name", ["plain", "alibi", "documents"])
+@pytest.mark.parametrize(
+    ("name", "levels", "schedule"),
+    pairwise(product(["plain", "alibi", "documents"], [1, 3, 50], SCHEDULES)),
+)
 def test_reference_cpu_and_cuda_kernels_keep_the_same_keys(emulated, name, levels, schedule):
     for (s, t), dtype in zip(SHAPES, (FLOATS * 4)[: len(SHAPES)], strict=True):
         options = options_for(name, s, t)
@@ -216,8 +225,8 @@ def test_longer_rows_than_a_block_holds_are_refused(emulated):
     assert f"kMostKeys = {MOST_CUDA_KEYS};" in header
 
 
-def test_the_sanitizers_find_nothing(tmp_path):
-    done = subprocess.run(
-        [compile_sanitized(tmp_path)], capture_output=True, text=True, check=False
-    )
+@pytest.mark.parametrize("types", [[], extended(["all"])])
+def test_the_sanitizers_find_nothing(types):
+    command = [compile_sanitized(), *types]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "nothing found\n"), done.stderr

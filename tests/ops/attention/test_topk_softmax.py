@@ -1,6 +1,7 @@
 """Top-k softmax over given scores keeps the reference's keys, and differentiates as it does."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -10,27 +11,29 @@ from megatron_gptx.ops.attention.topk_softmax import topk_softmax, topk_softmax_
 from tests.numerics import assert_all_as_accurate
 from tests.ops.attention_inputs import SLOPES, B, H
 from tests.ops.softmax_inputs import random_scores, results, starts
+from tests.pairs import pairwise
 
 SHAPES = [(64, 64), (7, 40), (1, 50), (130, 300), (1, 1), (40, 2050)]
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
 
-OPTIONS = [
-    {},
-    {"slopes": SLOPES},
-    {"slopes": SLOPES * 0.3, "row_start": "documents"},
-    {"slopes": SLOPES, "row_start": "documents", "dropout_p": 0.3, "seed": 2**40 + 5},
-]
+OPTIONS = {
+    "plain": {},
+    "alibi": {"slopes": SLOPES},
+    "documents": {"slopes": SLOPES * 0.3, "row_start": "documents"},
+    "dropout": {"slopes": SLOPES, "row_start": "documents", "dropout_p": 0.3, "seed": 2**40 + 5},
+}
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("top_k", [1, 8, 40, 100, 3000])
-@pytest.mark.parametrize(("s", "t"), SHAPES)
-def test_the_kernel_is_as_accurate_as_the_reference(s, t, top_k, options, dtype):
+@pytest.mark.parametrize(
+    ("shape", "top_k", "name", "dtype"),
+    pairwise(product(SHAPES, [1, 8, 40, 100, 3000], OPTIONS, FLOATS)),
+)
+def test_the_kernel_is_as_accurate_as_the_reference(shape, top_k, name, dtype):
+    (s, t), options = shape, dict(OPTIONS[name])
     if "row_start" in options:
-        options = {**options, "row_start": starts(s, t)}
+        options["row_start"] = starts(s, t)
     scores = random_scores(s, t, dtype)
     widened = scores.detach().double().requires_grad_()
     actual = results(topk_softmax, scores, top_k, **options, backend="fused")
@@ -42,10 +45,11 @@ def test_the_kernel_is_as_accurate_as_the_reference(s, t, top_k, options, dtype)
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("levels", [1, 3, 50])
-@pytest.mark.parametrize(("s", "t"), SHAPES)
-def test_of_equal_scores_the_most_recent_win_in_the_kernel_and_the_reference(s, t, levels, dtype):
+@pytest.mark.parametrize(
+    ("shape", "levels", "dtype"), pairwise(product(SHAPES, [1, 3, 50], FLOATS))
+)
+def test_of_equal_scores_the_most_recent_win_in_the_kernel_and_the_reference(shape, levels, dtype):
+    s, t = shape
     scores = random_scores(s, t, dtype, levels)
     for slopes in (None, SLOPES):
         expected = topk_softmax_reference(scores.float(), 8, slopes=slopes)
@@ -56,10 +60,10 @@ def test_of_equal_scores_the_most_recent_win_in_the_kernel_and_the_reference(s, 
         assert torch.equal((kept >= 0).sum(-1), seen)
 
 
-@pytest.mark.parametrize("options", OPTIONS[:2])
-def test_gradients_of_the_reference_are_those_of_finite_differences(options):
+@pytest.mark.parametrize("name", ["plain", "alibi"])
+def test_gradients_of_the_reference_are_those_of_finite_differences(name):
     scores = torch.randn(B, H, 4, 9, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: topk_softmax_reference(x, 3, **options), scores)
+    assert torch.autograd.gradcheck(lambda x: topk_softmax_reference(x, 3, **OPTIONS[name]), scores)
 
 
 @pytest.mark.usefixtures("kernels")

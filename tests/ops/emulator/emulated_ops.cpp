@@ -4,7 +4,8 @@
 #include <torch/library.h>
 
 #include "../../../csrc/torch_ops/checks.h"
-#include "../../../csrc/cuda/topk_softmax_tensors.h"
+// Compiled in one with what calls it: torch's headers take longer than all the rest.
+#include "../../../csrc/cuda/topk_softmax_tensors.cpp"
 
 namespace gptx {
 
@@ -36,7 +37,7 @@ const char* launch_add_kept(const AddArguments& arguments, int, void*) {
 
 namespace {
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> forward(const at::Tensor& scores,
+std::tuple<at::Tensor, at::Tensor, at::Tensor> emulated_forward(const at::Tensor& scores,
                                                        const OptionalTensor& slopes, int64_t top_k,
                                                        const OptionalTensor& row_start,
                                                        double dropout_p, int64_t seed,
@@ -46,7 +47,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> forward(const at::Tensor& scores,
   return topk_softmax_cuda(scores, {slopes, top_k, row_start, dropout_p, seed, ""}, nullptr);
 }
 
-at::Tensor backward(const at::Tensor& grad_probs, const at::Tensor& kept, const at::Tensor& weights,
+at::Tensor emulated_backward(const at::Tensor& grad_probs, const at::Tensor& kept, const at::Tensor& weights,
                     double dropout_p, int64_t seed, int64_t schedule_index) {
   check_topk_softmax_backward(grad_probs, kept, weights);
   schedule = static_cast<emulator::Schedule>(schedule_index);
@@ -54,7 +55,7 @@ at::Tensor backward(const at::Tensor& grad_probs, const at::Tensor& kept, const 
                                     nullptr);
 }
 
-std::tuple<at::Tensor, at::Tensor> select(const at::Tensor& scores, const OptionalTensor& slopes,
+std::tuple<at::Tensor, at::Tensor> emulated_select(const at::Tensor& scores, const OptionalTensor& slopes,
                                           int64_t top_k, const OptionalTensor& row_start,
                                           bool clear_unseen) {
   check_topk_select(scores, slopes, top_k, row_start);
@@ -90,14 +91,14 @@ void take_turns(int64_t schedule_index) {
 }  // namespace gptx
 
 TORCH_LIBRARY(gptx_emulated, library) {
-  library.def("topk_softmax", &gptx::forward);
-  library.def("topk_softmax_backward", &gptx::backward);
+  library.def("topk_softmax", &gptx::emulated_forward);
+  library.def("topk_softmax_backward", &gptx::emulated_backward);
   library.def("take_turns", &gptx::take_turns);
 }
 
 // What the compiled kernels have for GPUs alone, for CPUs too.
 TORCH_LIBRARY_IMPL(gptx, CPU, library) {
-  library.impl("topk_select_", &gptx::select);
+  library.impl("topk_select_", &gptx::emulated_select);
   library.impl("sum_of_kept", &gptx::sum);
   library.impl("kept_gradients", &gptx::gradients);
   library.impl("add_kept_", &gptx::add);

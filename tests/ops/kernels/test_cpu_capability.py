@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.pairs import extended
+
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = ["avx512", "avx2", "default"]
 REPORT = """
@@ -90,7 +92,7 @@ def test_an_empty_variable_leaves_the_choice_to_us(kernels):
     assert done.stdout.split() == [torch.ops.gptx.cpu_variants()[0]], done.stderr
 
 
-@pytest.mark.parametrize("value", ["sse4", "AVX2", "avx2 "])
+@pytest.mark.parametrize("value", ["AVX2", extended("sse4"), extended("avx2 ")])
 def test_an_unknown_value_is_an_error_and_no_fallback(value, kernels):
     done = python(LOAD, value)
     assert done.returncode == 1

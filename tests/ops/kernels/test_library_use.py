@@ -17,7 +17,7 @@ from megatron_gptx.ops.linear_cross_entropy import linear_cross_entropy
 
 ROOT = Path(__file__).resolve().parents[3]
 CALLS = """
-import sys
+import os
 import torch
 from megatron_gptx.ops.kernels import library
 from megatron_gptx.ops.attention.dispatch import attention
@@ -34,28 +34,37 @@ calls = {
     ),
 }
 """
-CALL = f"{CALLS}\ncalls[sys.argv[1]]()\nprint(library.loaded())"
-OFTEN = f"{CALLS}\nfor _ in range(3):\n    calls['attention']()"
-COMPILED = f"""{CALLS}
-step = torch.compile(calls[sys.argv[1]], backend="aot_eager", fullgraph=True)
-step()
-print(library.loaded())
+# Forked, each operation is in a process that has loaded torch and nothing else.
+EACH = """
+for name, call in calls.items():
+    if os.fork() == 0:
+        call()
+        print(name, library.loaded(), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0, name
 """
-NAMES = ["attention", "softmax", "linear", "loss"]
+TRACED = f"""
+import torch._dynamo
+compiled = lambda call: torch.compile(call, backend="aot_eager", fullgraph=True)
+calls = {{name: compiled(call) for name, call in calls.items()}}
+{EACH}
+"""
+OFTEN = f"{CALLS}\nfor _ in range(3):\n    calls['attention']()"
+ALL_LOADED = "".join(f"{name} True\n" for name in ("attention", "softmax", "linear", "loss"))
 WIDE = torch.zeros(1, 2, 6, 4, dtype=torch.float64)
 
 
-def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh interpreter, which has loaded nothing."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, "-c", *arguments]
+    # No threads, which a fork would leave behind.
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, "-c", code]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_operation_loads_its_kernels_by_itself(name, kernels):
-    done = python(CALL, name)
-    assert (done.stdout, done.stderr, done.returncode) == ("True\n", "", 0)
+def test_an_operation_loads_its_kernels_by_itself(kernels):
+    done = python(CALLS + EACH)
+    assert (done.stdout, done.stderr, done.returncode) == (ALL_LOADED, "", 0)
 
 
 def test_the_example_of_the_documentation_runs_on_the_kernels(kernels):
@@ -78,15 +87,15 @@ def test_a_caller_without_a_compiler_is_told_why_once_and_nothing_is_built_twice
     assert "no-such-compiler" in warned
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_tracing_loads_kernels_that_are_built(name, kernels):
-    done = python(COMPILED, name)
-    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+def test_tracing_loads_kernels_that_are_built(kernels):
+    done = python(CALLS + TRACED)
+    assert (done.stdout, done.returncode) == (ALL_LOADED, 0), done.stderr
 
 
 def test_tracing_builds_nothing(tmp_path):
-    done = python(COMPILED, "linear", TORCH_EXTENSIONS_DIR=str(tmp_path))
-    assert (done.stdout, done.returncode) == ("False\n", 0), done.stderr
+    only = "calls = {'linear': calls['linear']}"
+    done = python(f"{CALLS}{only}{TRACED}", TORCH_EXTENSIONS_DIR=str(tmp_path))
+    assert (done.stdout, done.returncode) == ("linear False\n", 0), done.stderr
     assert "are not built, and nothing is while torch.compile traces" in done.stderr
     assert not list(tmp_path.iterdir())
 
