@@ -7,6 +7,7 @@ of their own from the start: a fork of one that has looked for GPUs cannot use t
 
 import fcntl
 import functools
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -230,6 +231,9 @@ def _rank(
     work: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> None:
+    # What the server has imported is no garbage. DeepSpeed, asked to report on memory, would look
+    # through it many times per step.
+    gc.freeze()
     descriptor = os.open(screen, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -156,6 +156,7 @@ def _join(console: TextIO, watch: Watchdog) -> Process:
     # launch would leave 69 MB per rank in /dev/shm. Returning {} also avoids DeepSpeed's compiler
     # probes. If a rank is killed during a probe, a temporary folder would remain.
     deepspeed.ops.__compatible_ops__ = {}
+    _import_muon()
     explain_build_locks(partial(_note, console))
     choose_interface(os.environ)
     local_rank = int(os.environ["LOCAL_RANK"])
@@ -180,6 +181,19 @@ def _join(console: TextIO, watch: Watchdog) -> Process:
             "finds a free one"
         ) from error
     return Process(dist.get_rank(), dist.get_world_size(), local_rank, device, console, watch)
+
+
+def _import_muon() -> None:
+    # Each ZeRO stage imports this optimizer to see whether it was chosen, and it imports PyTorch's
+    # compiler, which takes a second, unless compiling is switched off.
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+
+    if before is None:
+        del os.environ["TORCHDYNAMO_DISABLE"]
+    else:
+        os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 def _note(console: TextIO, text: str) -> None:

@@ -1,7 +1,7 @@
 """Run a script on all ranks of one node: `python one_node.py DEVICES PORT SCRIPT [ARGUMENT ...]`.
 
 One rank for each of the devices, which commas separate. It gives ranks what DeepSpeed's launcher of
-a node gives them, and ends them as that does, but starts two seconds earlier: it imports no torch.
+a node gives them, and ends them as that does, but starts earlier: it imports no torch.
 """
 
 import os
