@@ -21,8 +21,9 @@ NVRTC := build/nvrtc/.installed
 BESIDE := -n 3 --dist loadfile --no-loadscope-reorder
 test test-avx2 test-budget test-default test-extended test-gpu check-cuda repository: export OMP_NUM_THREADS ?= 1
 # What depends on the width of vectors, in PyTorch's kernels, in oneDNN's, and in ours; it compiles nothing.
-NUMERIC := $(patsubst %,tests/ops/test_%.py,attention attention_dropout cpu_capability dropout fused_attention layer_norm \
-    linear linear_cross_entropy product row_start tile_skipping topk_softmax) \
+NUMERIC := tests/ops/kernels/test_cpu_capability.py \
+  $(patsubst %,tests/ops/attention/test_%.py,attention_dropout cpu_kernels dispatch dropout row_start tile_skipping topk_softmax) \
+  $(patsubst %,tests/ops/test_%.py,layer_norm linear linear_cross_entropy product) \
   $(patsubst %,tests/model/test_%.py,block causality documents loss x_transformers) \
   $(patsubst %,tests/training/test_%.py,golden_losses layouts)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_gptx.ops import nvcc
+from megatron_gptx.ops.kernels import nvcc
 from tests.ops.nvrtc import find_nvrtc
 from tests.ops.programs import CSRC, make_once
 
