@@ -52,16 +52,22 @@ def _text(raw: _Lossy) -> TextIO:
 def lossy_output() -> Iterator[_Lossy]:
     """Let this process go on without those who read its stdout, which is yielded, and stderr."""
     before = sys.stdout, sys.stderr
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     output = _Lossy(1)
-    sys.stdout, sys.stderr = _text(output), lossy(2)
+    sys.stdout = _text(output)
+    if sys.stderr is not None:  # where it was closed, another file may have its number
+        sys.stderr = lossy(2)
     try:
         yield output
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         sys.stdout, sys.stderr = before
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
 
 
 def run_program(work: Callable[[], int]) -> int:
@@ -76,7 +82,8 @@ def run_program(work: Callable[[], int]) -> int:
         sys.stdout.flush()
         if output.problem is None or isinstance(output.problem, BrokenPipeError):
             return status
-        sys.stderr.write(f"the output cannot be written: {output.problem.strerror}\n")
+        if sys.stderr is not None:
+            sys.stderr.write(f"the output cannot be written: {output.problem.strerror}\n")
         return status or MISTAKE
 
 

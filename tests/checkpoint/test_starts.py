@@ -244,12 +244,12 @@ def test_a_model_is_read_beside_a_run_that_saves_and_deletes(forgeable, tmp_path
 
 
 def test_the_newest_checkpoint_is_found_beside_a_run_that_saves_and_deletes(tmp_path, monkeypatch):
-    from megatron_gptx.checkpoint import names as layout
+    from megatron_gptx.checkpoint import latest as module
 
     first = write_checkpoint(tmp_path, 1)
     latest = tmp_path / "checkpoints" / "latest"
     latest.write_text(first.name)
-    listing = layout.checkpoints
+    listing = module.checkpoints
 
     def while_it_trains(folder):
         if first.exists():
@@ -257,7 +257,7 @@ def test_the_newest_checkpoint_is_found_beside_a_run_that_saves_and_deletes(tmp_
             shutil.rmtree(first)
         return listing(folder)
 
-    monkeypatch.setattr(layout, "checkpoints", while_it_trains)
+    monkeypatch.setattr(module, "checkpoints", while_it_trains)
     assert newest_of(tmp_path).step == 2
 
 

@@ -66,7 +66,7 @@ before = set(sys.modules)
 from megatron_gptx.commands.main import main
 assert main(["--help"]) == 0
 ours = sorted(name for name in set(sys.modules) - before if name.startswith("megatron_gptx"))
-commands, output = ["", ".commands", ".commands.main"], ["", ".log", ".status"]
+commands, output = ["", ".commands", ".commands.main"], ["", ".exit_status", ".log"]
 allowed = [*commands, *(f".distributed{name}" for name in output)]
 assert ours == [f"megatron_gptx{name}" for name in allowed], ours
 assert not {"torch", "numpy", "pydantic", "yaml"} & set(sys.modules)

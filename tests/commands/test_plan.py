@@ -74,7 +74,8 @@ def test_a_missing_file_ends_with_status_2(run, tmp_path):
 def test_planning_does_not_load_torch(tiny):
     code = f"""
 import sys
-assert main([{str(tiny)!r}]) == 0
+from megatron_gptx.commands import plan
+assert plan.main([{str(tiny)!r}]) == 0
 assert not {{"torch", "deepspeed", "numpy"}} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

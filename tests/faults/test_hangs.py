@@ -59,7 +59,8 @@ def test_a_rank_that_hangs_ends_the_run_in_time_and_is_named(tmp_path, action, l
     assert done.status == 76
     assert TIMEOUT_SECONDS <= seconds <= BOUND_SECONDS
     assert screen.count("error") == 1
-    hung = {"stop": r"silent \(last in phase", "sleep": r"in faults\.py:\d+ _suffer"}[action]
+    slept = r"in fault_injection\.py:\d+ _suffer"
+    hung = {"stop": r"silent \(last in phase", "sleep": slept}[action]
     message = f"no progress for .* s: rank 1 is {hung}.*; rank 0 is waiting in [a-z_]+ "
     assert re.search(message, screen), screen
     if action == "sleep":  # a stopped rank may not have told yet what it began

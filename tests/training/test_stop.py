@@ -18,6 +18,9 @@ run_dir, state, *signals = sys.argv[1:]
 stop = Stop(pathlib.Path(run_dir))
 if state != "starts":
     stop.begin()
+asked = pathlib.Path(run_dir, "logs", "asked")
+if asked.exists():  # not before `begin`: the rank would leave at once
+    asked.rename(asked.with_name(".stop"))
 for signum in signals:
     os.kill(os.getpid(), int(signum))
     time.sleep(0.05)  # else one that is sent twice may arrive once
@@ -70,7 +73,7 @@ def test_a_signal_is_a_reason_to_stop_after_the_step(logs, signum):
     ],
 )
 def test_a_request_is_a_reason_to_stop_after_the_step(logs, text, reason):
-    (logs / ".stop").write_text(text)
+    (logs / "asked").write_text(text)
     assert rank(logs, "trains") == (0, reason)
 
 
