@@ -17,6 +17,8 @@ def compile_ops(folder: Path) -> Path:
     torch_root = Path(torch.__file__).parent
     library = folder / "emulated_ops.so"
     command = [*_compiler(), "-O1", "-fPIC", "-shared", "-isystem", str(torch_root / "include")]
+    # Packages of PyTorch 2.6 have the older layout of std::string.
+    command += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
     command += [str(FOLDER / "emulated_ops.cpp"), str(CSRC / "cuda" / "topk_softmax_tensors.cpp")]
     command += [f"-L{torch_root / 'lib'}", "-lc10", "-ltorch_cpu", "-o", str(library)]
     _run(command)
