@@ -57,7 +57,8 @@ def build_layer(config: ModelConfig, index: int, seed: int) -> nn.Module:
     """
     entries = layer_list(config)
     entry = entries[index]
-    default = torch.get_default_device()
+    # In PyTorch 2.6, torch.get_default_device() does not see `with torch.device(...)`.
+    default = torch.empty(0).device
     # Built without memory first: PyTorch's own initial values would cost time and random numbers.
     with torch.device("meta"):
         layer = entry.build()

@@ -64,6 +64,12 @@ def test_the_model_of_all_five_ideas_has_its_known_size():
     assert sum(counts(ModelConfig.model_validate(ALL_IDEAS))) == 1_097_158_716
 
 
+def test_on_the_meta_device_no_layer_gets_memory():
+    with torch.device("meta"):
+        layers = build_layers(ModelConfig.model_validate(ALL_IDEAS), seed=0)
+    assert {p.device.type for layer in layers for p in layer.parameters()} == {"meta"}
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_built_layers_have_the_planned_sizes(path):
     config = load([path]).model

@@ -16,6 +16,8 @@ def compile_ops() -> Path:
     """Return a library that defines `torch.ops.gptx_emulated`."""
     torch_root = Path(torch.__file__).parent
     command = [*_compiler(), "-O1", "-fPIC", "-shared", "-isystem", str(torch_root / "include")]
+    # Packages of PyTorch 2.6 have the older layout of std::string.
+    command += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
     command += [str(FOLDER / "emulated_ops.cpp")]
     command += [f"-L{torch_root / 'lib'}", "-lc10", "-ltorch_cpu"]
     return compile_once("emulated_ops.so", command, FOLDER, CSRC)
