@@ -37,11 +37,11 @@ class _SparseAttention(torch.autograd.Function):
         options: AttentionOptions,
         seed: int,
     ) -> tuple[Tensor, Tensor | None]:
-        slopes, top_k, _, row_start, dropout_p, return_scores, _ = options
+        top_k, row_start, dropout_p = options.top_k, options.row_start, options.dropout_p
         assert top_k is not None, "without top_k, attention is dense"
         s, t = q.shape[-2], k.shape[-2]
         scores = _scores(q, k, prev_scores)
-        z = _penalise(scores, slopes, in_place=not return_scores)
+        z = _penalise(scores, options.slopes, in_place=not options.return_scores)
         if row_start is not None:
             z.masked_fill_(unseen(s, t, row_start, q.device), -torch.inf)
         kept, best = _select(z, top_k)
@@ -52,9 +52,9 @@ class _SparseAttention(torch.autograd.Function):
         used = weights * survival(dropout_p, seed, kept, t) if dropout_p else weights
         ctx.save_for_backward(q, k, v, row_start, kept, weights)
         ctx.dropout = dropout_p, seed
-        if return_scores:
+        if options.return_scores:
             clear_unseen(scores, row_start)
-        return _sum_of_kept(v, kept, used), scores if return_scores else None
+        return _sum_of_kept(v, kept, used), scores if options.return_scores else None
 
     @staticmethod
     @once_differentiable

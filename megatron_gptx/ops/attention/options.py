@@ -9,6 +9,8 @@ from torch import Tensor
 class AttentionOptions(NamedTuple):
     """The options of `attention`, for the forms that it chooses from.
 
+    Autograd sees no tensor inside a tuple: its functions take `prev_scores` as well.
+
     Attributes:
         slopes: (h,) positive, penalty per token of distance; None for no ALiBi.
         top_k: keys per query; None keeps all.
