@@ -4,7 +4,7 @@ The rivals are the same formulas in eager PyTorch, the same through torch.compil
 attention, and PyTorch's dense attention with and without ALiBi, which computes something else. All
 take turns, so that whatever else the machine does slows all: the ratios mean more than the times.
 Before anything is timed, every form of top-k attention is compared with float64, and so are the
-layers that carry scores. --isa avx2 shows what a CPU without AVX-512 does.
+layers that hand on their scores. --isa avx2 shows what a CPU without AVX-512 does.
 """
 
 import argparse
@@ -117,48 +117,48 @@ def measure_skipping(options: argparse.Namespace, results: dict[str, object]) ->
         show(f"forward, s={s}, equal bit by bit", calls, options.rounds, results, clock_of(options))
 
 
-def carried(problem: Problem, layers: int, *, ours: bool) -> Callable[[], tuple[Tensor, ...]]:
+def layers_of(problem: Problem, layers: int, *, ours: bool) -> Callable[[], tuple[Tensor, ...]]:
     """Return forward and backward of layers that add their scores to one another's."""
 
-    def kernel(q: Tensor, k: Tensor, v: Tensor, carry: Tensor | None, last: bool):
+    def kernel(q: Tensor, k: Tensor, v: Tensor, prev_scores: Tensor | None, last: bool):
         return attention(
             q,
             k,
             v,
             slopes=problem.slopes,
             top_k=TOP_K,
-            prev_scores=carry,
+            prev_scores=prev_scores,
             return_scores=not last,
             reuse_scores=True,
             backend="fused",
         )
 
-    def eager(q: Tensor, k: Tensor, v: Tensor, carry: Tensor | None, last: bool):
+    def eager(q: Tensor, k: Tensor, v: Tensor, prev_scores: Tensor | None, last: bool):
         scores = problem.scale * q @ k.transpose(-2, -1)
-        scores = scores if carry is None else scores + carry
+        scores = scores if prev_scores is None else scores + prev_scores
         return eager_softmax(scores, problem.bias) @ v, scores
 
     def call() -> tuple[Tensor, ...]:
         q, k, v = problem.qkv
-        out, carry = torch.zeros(()), None
+        out, scores = torch.zeros(()), None
         for layer in range(layers):
-            mixed, carry = (kernel if ours else eager)(q, k, v, carry, layer == layers - 1)
+            mixed, scores = (kernel if ours else eager)(q, k, v, scores, layer == layers - 1)
             out = out + mixed
         return torch.autograd.grad(out, problem.qkv, problem.grad)
 
     return call
 
 
-def measure_carry(options: argparse.Namespace, results: dict[str, object]) -> None:
+def measure_layers(options: argparse.Namespace, results: dict[str, object]) -> None:
     """Show RealFormer's layers, each of which adds to the scores of the one before."""
     problem = Problem(*options.shape)
     layers = options.layers
     # Of two layers only: over many a near tie falls either way, as it may in float32.
     exact = Problem(*options.shape, torch.float64)
     sides = {OURS: True, "eager": False}
-    two = {name: carried(problem, 2, ours=ours) for name, ours in sides.items()}
-    compare(two, carried(exact, 2, ours=False)())
-    calls: Forms = {name: carried(problem, layers, ours=ours) for name, ours in sides.items()}
+    two = {name: layers_of(problem, 2, ours=ours) for name, ours in sides.items()}
+    compare(two, layers_of(exact, 2, ours=False)())
+    calls: Forms = {name: layers_of(problem, layers, ours=ours) for name, ours in sides.items()}
     title = f"{layers} layers with carried scores, forward and backward"
     show(title, calls, max(3, options.rounds // 3), results, clock_of(options))
 
@@ -172,7 +172,7 @@ def peak_bytes(case: str) -> int:
     def prepare(problem: Problem) -> Callable[[], object]:
         if layers == "0":
             return problem.both(problem.ours if ours else problem.eager)
-        return carried(problem, int(layers), ours=ours)
+        return layers_of(problem, int(layers), ours=ours)
 
     prepare(small)()  # what a first call allocates for good
     Path("/proc/self/clear_refs").write_text("5")  # the peak is that of the future from here on
@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{options.threads} thread(s), float32, {variant}, PyTorch {torch.__version__}")
     measure_attention(options, results)
     measure_skipping(options, results)
-    measure_carry(options, results)
+    measure_layers(options, results)
     measure_memory(options, results)
     write_results(options.output, results)
     return 0

@@ -41,14 +41,14 @@ class Stage(nn.Module):
 
     def forward(self, inputs: Tensor, target: Any) -> tuple[Tensor, Tensor | None]:
         """Return the loss of the target (labels, how many); or outputs * target, and outputs."""
-        x, carry = inputs, None
+        x, prev_scores = inputs, None
         if not self.is_first:
             dtype = next(self.parameters()).dtype
-            x, carry = unpack(inputs, self.hidden_size, self.num_heads, dtype)
-        x, carry = self.runner.run(x, carry, training=self.training)
+            x, prev_scores = unpack(inputs, self.hidden_size, self.num_heads, dtype)
+        x, scores = self.runner.run(x, prev_scores, training=self.training)
         if self.is_last:
             return self.layers[-1](x, None, target=target)[0], None
-        outputs = x if carry is None else pack(x, carry)
+        outputs = x if scores is None else pack(x, scores)
         return (outputs.float() * target).sum(), outputs
 
 
@@ -105,9 +105,9 @@ class StageAlone:
     def _crossing(self, edge: int) -> Tensor:
         """Return random numbers in the shape and type of what crosses into layer `edge`."""
         model, rows = self.config.model, self.config.batch.micro_size
-        carries = model.attention.residual_scores and 1 < edge <= model.num_layers
-        width = model.hidden_size + carries * model.num_heads * model.seq_length
-        dtype = torch.float32 if carries else DTYPES[self.config.precision]
+        has_scores = model.attention.residual_scores and 1 < edge <= model.num_layers
+        width = model.hidden_size + has_scores * model.num_heads * model.seq_length
+        dtype = torch.float32 if has_scores else DTYPES[self.config.precision]
         numbers = torch.randn(rows, model.seq_length, width, dtype=dtype, device=self.device)
         assert numbers.nbytes == boundary_bytes(self.config, edge), "stages exchange something else"
         return numbers

@@ -13,9 +13,9 @@ from megatron_gptx.costs.memory import (
     FLOAT,
     ActivationMemory,
     boundary_bytes,
-    carry_bytes,
     compute_bytes,
     in_flight,
+    prev_scores_bytes,
 )
 
 # Logits that the fused loss makes at once: ops/linear_cross_entropy.py, BLOCK.
@@ -51,10 +51,10 @@ class _Stage:
         self.received = boundary_bytes(config, first) if first > 0 else 0
         self.sent = boundary_bytes(config, stop) if stop < num_layers else 0
         self.is_last = stop == num_layers
-        self.scores = carry_bytes(config, model.num_layers)
-        # DeepSpeed's copy of what came lives as long as the forward pass, and the carry with it.
-        self.copied = self.received if carry_bytes(config, first) else 0
-        self.hands_on = carry_bytes(config, stop) > 0
+        self.scores = prev_scores_bytes(config, model.num_layers)
+        # DeepSpeed's copy of what came lives as long as the forward pass, and the scores with it.
+        self.copied = self.received if prev_scores_bytes(config, first) else 0
+        self.hands_on = prev_scores_bytes(config, stop) > 0
         self.attention, self.feedforward = _attention(config), _feedforward(config)
         self.block = self.attention.kept + (2 if model.macaron else 1) * self.feedforward.kept
         self.head = _head(config) if self.is_last else _Part(0, 0, 0)
@@ -73,7 +73,7 @@ class _Stage:
         kept += _mask(self.config) if self.embeds else 0
         moments += [self.copied + self.head.forward, self.head.backward]
         if self.hands_on:
-            moments.append(self.copied + self._carry_apart())
+            moments.append(self.copied + self._scores_apart())
         if self.is_last:
             # The micro-batch before, and its gradient, go when the next one begins, which DeepSpeed
             # has received and copied by then.
@@ -92,10 +92,10 @@ class _Stage:
         """Return what recomputation keeps of the layers that begin with block `at`."""
         if at == self.blocks[0] and self.copied:
             return self.received
-        return _stream(self.config) + carry_bytes(self.config, at)
+        return _stream(self.config) + prev_scores_bytes(self.config, at)
 
-    def _carry_apart(self) -> int:
-        """Return the carry that this stage made beside the one that it received."""
+    def _scores_apart(self) -> int:
+        """Return the scores that this stage made beside those that it received."""
         in_place = self.copied and _selects_fused(self.config)
         return 0 if in_place else self.scores
 
@@ -114,10 +114,10 @@ class _Stage:
         return moments
 
     def _attending_at(self, at: int, before: int) -> int:
-        """Return what block `at` needs while it attends; `before` is the carry made before it."""
+        """Return what block `at` needs while it attends; `before` are the scores made before it."""
         if _selects_fused(self.config):
             return self.copied + (0 if self.copied else self.scores)
-        returned = carry_bytes(self.config, at + 1) if _selects(self.config) else 0
+        returned = prev_scores_bytes(self.config, at + 1) if _selects(self.config) else 0
         return self.copied + before + returned + self.attention.forward
 
     def _returning(self) -> list[int]:
@@ -147,12 +147,12 @@ class _Stage:
         return self.attention.backward + (self._gradient(at) if _selects_fused(self.config) else 0)
 
     def _gradient(self, at: int) -> int:
-        """Return what the gradient of the carry that enters block `at` takes.
+        """Return what the gradient of the scores that enter block `at` takes.
 
         The kernels leave it where its successor's lies, which may be the buffer that received it.
         """
         received = self.hands_on and _selects_fused(self.config)
-        return 0 if received else carry_bytes(self.config, at)
+        return 0 if received else prev_scores_bytes(self.config, at)
 
     def _recomputing(self, group: int) -> list[int]:
         """Return the moments in which a group of blocks runs again and then backward."""
@@ -164,11 +164,13 @@ class _Stage:
         gone = self.head.kept
         for number, start in enumerate(reversed(starts[-2:])):
             count = min(group, self.blocks[-1] + 1 - start)
-            incoming = self.scores if number and carry_bytes(self.config, start + count) else 0
+            incoming = (
+                self.scores if number and prev_scores_bytes(self.config, start + count) else 0
+            )
             again = count * self.block + incoming - gone
-            copy = carry_bytes(self.config, start)
+            copy = prev_scores_bytes(self.config, start)
             last = start + count - 1
-            returned = carry_bytes(self.config, last + 1) > 0
+            returned = prev_scores_bytes(self.config, last + 1) > 0
             if _selects_fused(self.config):
                 making = copy or (self.scores if returned or count > 1 else 0)
             else:
@@ -185,7 +187,7 @@ class _Stage:
 
 
 def _attention(config: Config) -> _Part:
-    """Return what attention keeps, with its branch, and what it needs beside the carries."""
+    """Return what attention keeps, with its branch, and what it needs beside the scores."""
     model, rows = config.model, config.batch.micro_size
     stream, widened = _stream(config), _stream(config, FLOAT)
     queries = rows * model.num_heads * model.seq_length

@@ -18,7 +18,7 @@ from megatron_gptx.costs.parameters import (
     matrix_parameters,
 )
 
-FLOAT = 4  # bytes of float32: scores, carry, master weights, moments
+FLOAT = 4  # bytes of float32: scores, master weights, moments
 
 
 class StateMemory(NamedTuple):
@@ -188,8 +188,8 @@ def activation_memory(config: Config, first: int, stop: int, stage: int) -> Acti
     """Return a GPU's bytes of activations at stage `stage`, which has the layers [first, stop).
 
     Counts what the layers save for their backward pass, what crosses the stage's boundaries, and
-    the (b, h, s, s) tensors of the moment: scores, carry and their gradients. With
-    `checkpoint_activations` a group of blocks keeps only its input, carry included, and one group
+    the (b, h, s, s) tensors of the moment: scores and their gradients. With
+    `checkpoint_activations` a group of blocks keeps only its input, scores included, and one group
     at a time keeps the rest while it is recomputed. Dropout masks are those of a GPU.
     """
     model, rows = config.model, config.batch.micro_size
@@ -207,7 +207,7 @@ def activation_memory(config: Config, first: int, stop: int, stage: int) -> Acti
         block, group = _block_kept(model, rows, width), config.training.checkpoint_activations
         working.append(_block_working(model, rows, width) + min(group, len(blocks)) * block)
         if group:
-            kept += sum(stream + carry_bytes(config, at) for at in blocks[::group])
+            kept += sum(stream + prev_scores_bytes(config, at) for at in blocks[::group])
         else:
             kept += len(blocks) * block
     # A gradient as large as what crosses is received, and another sent.
@@ -217,15 +217,15 @@ def activation_memory(config: Config, first: int, stop: int, stage: int) -> Acti
 def boundary_bytes(config: Config, edge: int) -> int:
     """Return the bytes that a micro-batch carries into layer `edge`; its gradient is as large.
 
-    Where one block hands its scores to another, activations and carry cross as one tensor in the
-    carry's type, float32: model/pipeline.py, pack.
+    Where one block hands its scores to another, activations and scores cross as one tensor in the
+    scores' type, float32: model/pipeline.py, pack.
     """
     model, rows = config.model, config.batch.micro_size
-    carry = carry_bytes(config, edge)
-    return _stream(model, rows, FLOAT if carry else compute_bytes(config.precision)) + carry
+    scores = prev_scores_bytes(config, edge)
+    return _stream(model, rows, FLOAT if scores else compute_bytes(config.precision)) + scores
 
 
-def carry_bytes(config: Config, layer: int) -> int:
+def prev_scores_bytes(config: Config, layer: int) -> int:
     """Return the bytes of scores that enter `layer`: none into the first block, none after them."""
     model = config.model
     receives = model.attention.residual_scores and 1 < layer <= model.num_layers
@@ -294,7 +294,7 @@ def _attention_working(model: ModelConfig, rows: int, width: int) -> int:
     """Return the square tensors alive at once while attention runs, forward or backward."""
     scores, positions = _scores(model, rows), 2 * model.seq_length**2 * FLOAT
     if model.attention.residual_scores:
-        # The carry that came in, the one that leaves, and scores with penalties or gradients.
+        # The scores that came in, those that leave, and scores with penalties or gradients.
         return 3 * scores + positions
     return scores + positions if _selects(model) else _penalties(model, width)
 

@@ -30,7 +30,7 @@ class Embedding(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, tokens: Tensor, carry: None, row_start: Tensor | None = None
+        self, tokens: Tensor, prev_scores: None, row_start: Tensor | None = None
     ) -> tuple[Tensor, None]:
         """Map (b, s) int64 token ids to (b, s, m).
 

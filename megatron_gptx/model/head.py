@@ -25,7 +25,11 @@ class Head(HeadProjection):
         super().__init__(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, carry: None, row_start: Tensor | None = None, target: Target | None = None
+        self,
+        x: Tensor,
+        prev_scores: None,
+        row_start: Tensor | None = None,
+        target: Target | None = None,
     ) -> tuple[Tensor, None]:
         """Map (b, s, m) to logits (b, s, v), or to the 0-d loss."""
         if target is not None:
@@ -46,16 +50,20 @@ class TiedHead(nn.Module):
         self.tokens = Table(config.vocab_size, config.hidden_size)
 
     def forward(
-        self, x: Tensor, carry: None, row_start: Tensor | None = None, target: Target | None = None
+        self,
+        x: Tensor,
+        prev_scores: None,
+        row_start: Tensor | None = None,
+        target: Target | None = None,
     ) -> tuple[Tensor, None]:
         """Map (b, s, m) to logits (b, s, v), or to the 0-d loss."""
-        return project(self, x, carry, row_start, target)
+        return project(self, x, prev_scores, row_start, target)
 
 
 def project(
     module: nn.Module,
     x: Tensor,
-    carry: None,
+    prev_scores: None,
     row_start: Tensor | None = None,
     target: Target | None = None,
 ) -> tuple[Tensor, None]:
@@ -96,7 +104,7 @@ class FinalNorm(LayerNorm):
         super().__init__(config.hidden_size)
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, carry: Tensor | None, row_start: Tensor | None = None
+        self, x: Tensor, prev_scores: Tensor | None, row_start: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """Map (b, s, m) to normalised (b, s, m); the carry ends here."""
+        """Map (b, s, m) to normalised (b, s, m); the scores end here."""
         return super().forward(x), None

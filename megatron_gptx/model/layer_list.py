@@ -1,7 +1,7 @@
 """The model as one list of layers, for whatever container runs them.
 
-Every layer is `forward(x, carry, row_start) -> (x, carry | None)`. x starts as (b, s) token ids, is
-(b, s, m) between layers and ends as (b, s, v) logits; the carry is (b, h, s, t) scores or None;
+Every layer is `forward(x, prev_scores, row_start) -> (x, scores | None)`. x starts as (b, s) token
+ids, is (b, s, m) between layers and ends as (b, s, v) logits; the scores are (b, h, s, t) or None;
 row_start is (b, s) int32, the first token that each one sees, or None for the first of all.
 """
 

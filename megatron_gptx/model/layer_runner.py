@@ -49,7 +49,7 @@ class LayerRunner:
     def run(
         self,
         x: Tensor,
-        carry: Tensor | None,
+        prev_scores: Tensor | None,
         row_start: Tensor | None = None,
         *,
         training: bool,
@@ -63,36 +63,36 @@ class LayerRunner:
             self.micro_batch += 1
         for start, stop, recompute in self.groups:
             if recompute and training:
-                x, carry = checkpoint(
+                x, prev_scores = checkpoint(
                     self._run_recomputed,
-                    *(x, carry, row_start, start, stop, micro_batch),
+                    *(x, prev_scores, row_start, start, stop, micro_batch),
                     use_reentrant=False,
                     preserve_rng_state=False,  # every layer seeds its own stream
                 )
             else:
-                x, carry = self._run_range(
-                    x, carry, row_start, start, stop, micro_batch if training else None
+                x, prev_scores = self._run_range(
+                    x, prev_scores, row_start, start, stop, micro_batch if training else None
                 )
-        return x, carry
+        return x, prev_scores
 
     def _run_recomputed(
         self,
         x: Tensor,
-        carry: Tensor | None,
+        prev_scores: Tensor | None,
         row_start: Tensor | None,
         start: int,
         stop: int,
         micro_batch: int,
     ) -> tuple[Tensor, Tensor | None]:
-        # Layers add to the carry where it lies; the second pass needs it as the first one found it.
-        if carry is not None:
-            carry = carry.clone()
-        return self._run_range(x, carry, row_start, start, stop, micro_batch)
+        # Layers add to the scores where they lie; the second pass needs those that the first found.
+        if prev_scores is not None:
+            prev_scores = prev_scores.clone()
+        return self._run_range(x, prev_scores, row_start, start, stop, micro_batch)
 
     def _run_range(
         self,
         x: Tensor,
-        carry: Tensor | None,
+        prev_scores: Tensor | None,
         row_start: Tensor | None,
         start: int,
         stop: int,
@@ -102,8 +102,9 @@ class LayerRunner:
             if self.random and micro_batch is not None:
                 place = (self.step, micro_batch, self.replica, self.first + position)
                 torch.manual_seed(derive_seed(self.seed, "dropout", *place))
-            x, carry = self.layers[position](x, carry, row_start)
-        return x, carry
+            # What one layer hands on is what the next one receives.
+            x, prev_scores = self.layers[position](x, prev_scores, row_start)
+        return x, prev_scores
 
 
 def _groups(first: int, num_local: int, num_blocks: int, group: int) -> list[tuple[int, int, bool]]:

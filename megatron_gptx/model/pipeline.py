@@ -49,7 +49,7 @@ class GPTXPipeline(PipelineModule):
     """One stage of a GPT-X model.
 
     Between stages travels one tensor, since DeepSpeed would run backward once per tensor: the
-    activations (b, s, m), followed in the last dimension by the carry where there is one. Where
+    activations (b, s, m), followed in the last dimension by the scores where there are any. Where
     documents begin does not travel: every stage's process reads the same batch, so its engine says
     it with `begin_batch`.
     """
@@ -125,16 +125,16 @@ class GPTXPipeline(PipelineModule):
             result.detach_()
         self._results.clear()
         if self.stage_id == 0:
-            x, carry = inputs, None
+            x, prev_scores = inputs, None
         else:
             dtype = next(self.parameters()).dtype
-            x, carry = unpack(inputs, self.hidden_size, self.num_heads, dtype)
+            x, prev_scores = unpack(inputs, self.hidden_size, self.num_heads, dtype)
         # Every schedule of DeepSpeed's runs forward passes in the order of the micro-batches.
         row_start = next(self._row_starts)
-        x, carry = self.runner.run(x, carry, row_start, training=self.training)
+        x, scores = self.runner.run(x, prev_scores, row_start, training=self.training)
         if self.loss_fn is not None:
             self._results.append(x)
-        return x if carry is None else pack(x, carry)
+        return x if scores is None else pack(x, scores)
 
     def _loss(self, x: Tensor, target: Target) -> Tensor:
         loss, _ = self.stage_layers[-1](x, None, target=target)
@@ -147,32 +147,32 @@ class GPTXPipeline(PipelineModule):
         self._set_bounds(start=self.edges[self.stage_id], stop=self.edges[self.stage_id + 1])
 
 
-def pack(x: Tensor, carry: Tensor) -> Tensor:
-    """Join (b, s, m) activations and a (b, h, s, t) carry to one tensor, (b, s, m + h * t).
+def pack(x: Tensor, scores: Tensor) -> Tensor:
+    """Join (b, s, m) activations and (b, h, s, t) scores to one tensor, (b, s, m + h * t).
 
-    In the carry's dtype, which is the wider one: the boundary then loses nothing. Only the number
-    of elements is that shape's: the carry lies in front, whole, so that nobody has to move it.
+    In the scores' dtype, which is the wider one: the boundary then loses nothing. Only the number
+    of elements is that shape's: the scores lie in front, whole, so that nobody has to move them.
     """
     b, s, m = x.shape
-    wide = x.to(carry.dtype)
-    return torch.cat([carry.flatten(), wide.flatten()]).view(b, s, m + carry.numel() // (b * s))
+    wide = x.to(scores.dtype)
+    return torch.cat([scores.flatten(), wide.flatten()]).view(b, s, m + scores.numel() // (b * s))
 
 
 def unpack(
     packed: Tensor, hidden_size: int, num_heads: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """Split what `pack` joined, the activations in `dtype`; without a carry return None for it.
+    """Split what `pack` joined, the activations in `dtype`; without scores return None for them.
 
-    The carry takes the memory of `packed`, whose values are lost once a layer adds to it.
+    The scores take the memory of `packed`, whose values are lost once a layer adds to them.
     """
     if packed.shape[-1] == hidden_size:
         return packed, None
-    x, carry = _Unpack.apply(packed, hidden_size, num_heads, dtype)
-    return x, carry
+    x, prev_scores = _Unpack.apply(packed, hidden_size, num_heads, dtype)
+    return x, prev_scores
 
 
 class _Unpack(torch.autograd.Function):
-    """Two tensors out of one, which PyTorch's views could not be: a layer writes to the carry."""
+    """Two tensors out of one, which PyTorch's views could not be: a layer writes to the scores."""
 
     @staticmethod
     def forward(
@@ -180,18 +180,20 @@ class _Unpack(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         b, s, width = packed.shape
         flat = packed.flatten()
-        carry = flat[: b * s * (width - hidden_size)].view(b, num_heads, s, -1)
-        x = flat[carry.numel() :].view(b, s, hidden_size)
+        prev_scores = flat[: b * s * (width - hidden_size)].view(b, num_heads, s, -1)
+        x = flat[prev_scores.numel() :].view(b, s, hidden_size)
         # To PyTorch no view of `packed`: of two such, it lets nobody write to one.
-        place = flat.storage_offset(), carry.shape, carry.stride()
-        carry = flat.new_empty(0).set_(flat.untyped_storage(), *place)
+        place = flat.storage_offset(), prev_scores.shape, prev_scores.stride()
+        prev_scores = flat.new_empty(0).set_(flat.untyped_storage(), *place)
         # The first block keeps x for its backward pass; with a view, it would keep all.
-        return x.to(dtype, copy=True), carry
+        return x.to(dtype, copy=True), prev_scores
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_x: Tensor, grad_carry: Tensor) -> tuple[Tensor, None, None, None]:
-        return pack(grad_x, grad_carry), None, None, None
+    def backward(
+        ctx: Any, grad_x: Tensor, grad_prev_scores: Tensor
+    ) -> tuple[Tensor, None, None, None]:
+        return pack(grad_x, grad_prev_scores), None, None, None
 
 
 def _specs(config: ModelConfig, seed: int) -> list[LayerSpec]:

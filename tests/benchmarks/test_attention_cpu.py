@@ -32,7 +32,7 @@ def test_each_side_is_checked_and_measured(monkeypatch, capsys):
     results: dict = {}
     module.measure_attention(options, results)
     module.measure_skipping(options, results)
-    module.measure_carry(options, results)
+    module.measure_layers(options, results)
     assert module.peak_bytes("eager,256,0") > 0
     shown = capsys.readouterr().out
     for title, rows in results.items():

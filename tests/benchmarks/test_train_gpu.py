@@ -70,5 +70,5 @@ def test_stages_one_behind_the_other_are_the_whole_model(tmp_path, monkeypatch):
 
 
 def stage_width(config, edge: int) -> int:
-    carries = 1 < edge <= config.model.num_layers
-    return config.model.hidden_size + carries * config.model.num_heads * config.model.seq_length
+    has_scores = 1 < edge <= config.model.num_layers
+    return config.model.hidden_size + has_scores * config.model.num_heads * config.model.seq_length

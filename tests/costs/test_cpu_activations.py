@@ -16,8 +16,8 @@ SMALL = {
     "seq_length": 256,
 }
 SMALL_BUCKETS = {"reduce_bucket_size": 10_000, "allgather_bucket_size": 10_000}
-TOP_K, CARRY = {"top_k": 8}, {"residual_scores": True}
-BOTH = {**TOP_K, **CARRY}
+TOP_K, SCORES = {"top_k": 8}, {"residual_scores": True}
+BOTH = {**TOP_K, **SCORES}
 
 
 def layout(backend="fused", stages=1, zero=0, replicas=1, group=0, precision="fp32", **model):
@@ -51,7 +51,7 @@ SELDOM = {
     "recomputed, reference": layout("reference", group=1, attention=BOTH),
     "dense": layout("auto"),
     "dense, reference": layout("reference"),
-    "dense with a carry": layout("auto", stages=2, attention=CARRY),
+    "dense with scores": layout("auto", stages=2, attention=SCORES),
     "top-k, reference": layout("reference", attention=TOP_K),
     "ZeRO-1": layout(zero=1, replicas=2, attention=TOP_K),
     "ZeRO-1, reference": layout("reference", zero=1, replicas=2, attention=TOP_K),
@@ -62,7 +62,7 @@ SELDOM = {
     "ReLU": layout(activation="relu", residual="post_norm", attention=TOP_K),
     "dropout": layout(dropout=0.1, attention={**BOTH, "dropout": 0.1}),
     "dropout, reference": layout("reference", dropout=0.1, attention={**TOP_K, "dropout": 0.1}),
-    "dropout, dense with a carry": layout("auto", attention={**CARRY, "dropout": 0.1}),
+    "dropout, dense with scores": layout("auto", attention={**SCORES, "dropout": 0.1}),
     "a wide head": layout(attention=TOP_K, vocab_size=20000),
 }
 LAYOUTS = {**OFTEN, **SELDOM}

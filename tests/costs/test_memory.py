@@ -156,17 +156,17 @@ def test_recomputing_trades_what_is_kept_for_one_group(make_config):
     assert kept[2].total < kept[0].total
 
 
-def test_recomputing_single_blocks_keeps_every_carry(make_config):
+def test_recomputing_single_blocks_keeps_all_scores(make_config):
     model = {"num_layers": 4, "seq_length": 32}
     training = {"checkpoint_activations": 1, "micro_batch_size": 2}
-    with_carry = {**model, "attention": {"residual_scores": True}}
-    plain, carrying = (
+    with_scores = {**model, "attention": {"residual_scores": True}}
+    plain, handing_on = (
         activations(make_config(model=switched, training=training))
-        for switched in (model, with_carry)
+        for switched in (model, with_scores)
     )
-    carry = 2 * 2 * 32 * 32 * 4  # (b, h, s, s) in float32
+    scores = 2 * 2 * 32 * 32 * 4  # (b, h, s, s) in float32
     # Three blocks start with the scores of the one before.
-    assert carrying.kept - plain.kept == 3 * carry
+    assert handing_on.kept - plain.kept == 3 * scores
 
 
 def test_only_neighbouring_blocks_exchange_scores(make_config):

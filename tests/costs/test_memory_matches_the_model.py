@@ -15,13 +15,13 @@ from megatron_gptx.model.layer_list import build_layers
 from megatron_gptx.model.layer_runner import LayerRunner
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-CARRY = {"residual_scores": True}
+SCORES = {"residual_scores": True}
 VARIANTS = [
     {"residual": "rezero", "attention": {"top_k": 8}},
-    {"residual": "rezero", "attention": {"top_k": 8, **CARRY}, "macaron": True},
+    {"residual": "rezero", "attention": {"top_k": 8, **SCORES}, "macaron": True},
     {"residual": "pre_norm", "position": "none", "activation": "relu"},
     {"residual": "post_norm", "position": "alibi", "activation": "swiglu"},
-    {"residual": "pre_norm", "attention": CARRY},
+    {"residual": "pre_norm", "attention": SCORES},
     {"residual": "rezero", "attention": {"top_k": 64}, "position": "learned"},
 ]
 

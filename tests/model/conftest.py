@@ -52,10 +52,10 @@ def run() -> Callable[[Sequence[nn.Module], Tensor], Tensor]:
     """Return a function that sends token ids (b, s) through layers."""
 
     def run_layers(layers: Sequence[nn.Module], tokens: Tensor) -> Tensor:
-        x, carry = tokens, None
+        x, scores = tokens, None
         for layer in layers:
-            x, carry = layer(x, carry)
-        assert carry is None
+            x, scores = layer(x, scores)
+        assert scores is None
         return x
 
     return run_layers

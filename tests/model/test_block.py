@@ -30,10 +30,10 @@ def test_a_block_with_residual_scores_passes_them_on_and_the_last_one_does_not(
     make_config, block_class, macaron
 ):
     config = make_config(macaron=macaron, attention={"residual_scores": True})
-    x, carry = torch.randn(B, S, M), torch.randn(B, config.num_heads, S, S)
-    _, scores = block_class(config, is_last=False)(x, carry)
-    assert scores.shape == carry.shape
-    assert block_class(config, is_last=True)(x, carry)[1] is None
+    x, prev_scores = torch.randn(B, S, M), torch.randn(B, config.num_heads, S, S)
+    _, scores = block_class(config, is_last=False)(x, prev_scores)
+    assert scores.shape == prev_scores.shape
+    assert block_class(config, is_last=True)(x, prev_scores)[1] is None
     plain = make_config(macaron=macaron)
     assert block_class(plain, is_last=False)(x, None)[1] is None
 
@@ -55,13 +55,13 @@ def test_a_block_adds_the_scores_it_is_given(make_layers, block_class, macaron):
 def test_carried_scores_are_free_of_alibi(make_layers, run, tokens):
     """Every layer's own scores, summed by hand, are what reaches the last block."""
     layers = make_layers(position="alibi", attention={"residual_scores": True, "top_k": 4})
-    x, carry, total = tokens, None, torch.zeros(())
+    x, scores, total = tokens, None, torch.zeros(())
     for layer in layers[:3]:
         if isinstance(layer, Block):
             heads = layer.attention.qkv(x).unflatten(-1, (3, 3, 4)).permute(2, 0, 3, 1, 4)
             total = total + (heads[0] @ heads[1].transpose(-2, -1) / 2).tril()
-        x, carry = layer(x, carry)
-    assert torch.allclose(carry, total, rtol=0, atol=1e-4)
+        x, scores = layer(x, scores)
+    assert torch.allclose(scores, total, rtol=0, atol=1e-4)
 
 
 def test_macaron_feedforwards_are_half_steps(make_layers):

@@ -35,15 +35,15 @@ def run_in_stages(
     config, layers: list[nn.Module], tokens: Tensor, row_start: Tensor | None, *, stages: int
 ) -> tuple[Tensor, Tensor]:
     """Return the embedded tokens and the logits, with a pipeline's boundary between stages."""
-    x, carry = layers[0](tokens, None, row_start)
+    x, scores = layers[0](tokens, None, row_start)
     embedded = x.detach().requires_grad_()
     x = embedded
     edges = [1, *(2 + i for i in range(stages - 1)), len(layers)]
     for first, last in pairwise(edges):
         runner = LayerRunner(config, layers[first:last], first=first, seed=0)
-        x, carry = runner.run(x, carry, row_start, training=True)
-        if carry is not None:
-            x, carry = unpack(pack(x, carry), 12, 3, x.dtype)
+        x, scores = runner.run(x, scores, row_start, training=True)
+        if scores is not None:
+            x, scores = unpack(pack(x, scores), 12, 3, x.dtype)
     return embedded, x
 
 

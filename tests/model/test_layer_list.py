@@ -213,10 +213,10 @@ def test_learned_positions_count_from_the_first_token_that_is_seen(make_config, 
 
 def test_learned_positions_are_added_to_the_tokens(make_config, tokens):
     embedding = build_layer(make_config(position="learned"), 0, seed=0)
-    x, carry = embedding(tokens[:, :4], None)
+    x, scores = embedding(tokens[:, :4], None)
     expected = embedding.tokens.weight[tokens[:, :4]] + embedding.positions.weight[:4]
     assert torch.equal(x, expected)
-    assert carry is None
+    assert scores is None
 
 
 def test_dropout_reaches_the_embedding_and_every_branch(make_config):

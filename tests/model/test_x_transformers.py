@@ -120,9 +120,9 @@ def _pair_branch(ours: nn.Module, theirs: nn.Module) -> list[Pair]:
 
 
 def run_ours(layers: list[nn.Module], x: Tensor) -> Tensor:
-    carry = None
+    scores = None
     for layer in layers:
-        x, carry = layer(x, carry)
+        x, scores = layer(x, scores)
     return x
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from megatron_gptx.ops.attention.cpu_kernels import fused_attention
+from megatron_gptx.ops.attention.options import AttentionOptions
 from megatron_gptx.ops.kernels import library
 from tests.ops.emulator.compile import compile_ops
 
@@ -43,6 +45,10 @@ def variant(request, kernels) -> str:
 @pytest.fixture
 def form(variant) -> Callable:
     """Return the kernels of one vector width, with the reference's signature."""
-    defaults = {"slopes": None, "top_k": 3, "prev_scores": None, "row_start": None}
-    defaults |= {"dropout_p": 0.0, "return_scores": False}
-    return partial(fused_attention, **defaults, variant=variant)
+    return partial(_fused, variant=variant)
+
+
+def _fused(
+    *qkv: Tensor, variant: str, top_k: int = 3, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    return fused_attention(*qkv, AttentionOptions(top_k=top_k, **options), variant=variant)

@@ -14,25 +14,22 @@ from tests.pairs import extended
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
-# Whether a carry is received, and whether one is returned.
-CARRIES = {"none": (False, False), "first": (False, True), "inner": (True, True)}
-CARRIES["last"] = (True, False)
-# Each carry once, each type with and without one to receive.
-OF_BOTH_TYPES = [("none", True), ("first", False), ("inner", True), ("last", False)]
+# Whether a layer receives scores, and whether it returns them.
+LAYERS = {"only": (False, False), "first": (False, True), "inner": (True, True)}
+LAYERS["last"] = (True, False)
+# Each layer once, each type with and without scores to receive.
+OF_BOTH_TYPES = [("only", True), ("first", False), ("inner", True), ("last", False)]
 
 
 @pytest.mark.parametrize(
-    ("carry", "half"),
-    [
-        case if case in OF_BOTH_TYPES else extended(*case)
-        for case in product(CARRIES, [False, True])
-    ],
+    ("layer", "half"),
+    [case if case in OF_BOTH_TYPES else extended(*case) for case in product(LAYERS, [False, True])],
 )
-def test_pytorch_finds_nothing_wrong_with_the_ops(carry, half):
-    receives, returns = CARRIES[carry]
+def test_pytorch_finds_nothing_wrong_with_the_ops(layer, half):
+    receives, returns = LAYERS[layer]
     dtype = torch.bfloat16 if half else torch.float32
-    q, k, v, *prev = random_inputs(s=6, t=9, carry=receives, dtype=dtype)
-    prev_scores = prev[0] if prev else None
+    q, k, v, *given = random_inputs(s=6, t=9, has_prev_scores=receives, dtype=dtype)
+    prev_scores = given[0] if given else None
     forward = torch.ops.gptx.topk_attention
     arguments = (q, k, v, prev_scores, SLOPES, 3, None, 0.0, 0, returns)
     torch.library.opcheck(forward.default, arguments)

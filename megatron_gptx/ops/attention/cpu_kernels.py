@@ -1,6 +1,6 @@
 """What PyTorch must know of the compiled top-k attention: its shapes and its gradients.
 
-The op returns, besides the output and the carry, each query's kept keys and their weights: that is
+The op returns, besides the output and the scores, each query's kept keys and their weights: that is
 all the backward pass needs, n = min(top_k, t) numbers of each per query.
 """
 
@@ -11,38 +11,28 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_gptx.ops.attention.dropout import draw_seed
+from megatron_gptx.ops.attention.options import AttentionOptions
 
 FORWARD, BACKWARD = "gptx::topk_attention", "gptx::topk_attention_backward"
 IN_PLACE, BACKWARD_IN_PLACE = "gptx::topk_attention_", "gptx::topk_attention_backward_"
 
 
 def fused_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    slopes: Tensor | None,
-    top_k: int,
-    prev_scores: Tensor | None,
-    row_start: Tensor | None,
-    dropout_p: float,
-    return_scores: bool,
-    reuse_scores: bool = False,
-    variant: str = "best",
+    q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, *, variant: str = "best"
 ) -> tuple[Tensor, Tensor | None]:
     """Return what `attention` returns; `variant` names one of `torch.ops.gptx.cpu_variants()`."""
-    seed = draw_seed() if dropout_p else 0
-    options = slopes, top_k, row_start, dropout_p, seed
-    if reuse_scores and return_scores and prev_scores is not None and prev_scores.is_contiguous():
-        return _InPlaceAttention.apply(q, k, v, prev_scores, *options, variant)
+    seed = draw_seed() if options.dropout_p else 0
+    if options.in_place():
+        return _InPlaceAttention.apply(q, k, v, options.prev_scores, options, seed, variant)
     out, scores, _, _ = torch.ops.gptx.topk_attention(
-        q, k, v, prev_scores, *options, return_scores, variant
+        *(q, k, v, options.prev_scores, options.slopes, options.top_k, options.row_start),
+        *(options.dropout_p, seed, options.return_scores, variant),
     )
-    return out, scores if return_scores else None
+    return out, scores if options.return_scores else None
 
 
 class _InPlaceAttention(torch.autograd.Function):
-    """Attention that adds its scores to the carry where it lies: one buffer serves all layers.
+    """Attention that writes its scores where the previous ones lie: one buffer for all layers.
 
     A function of its own, since PyTorch does not differentiate an op that writes to its input.
     """
@@ -53,39 +43,38 @@ class _InPlaceAttention(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        carry: Tensor,
-        slopes: Tensor | None,
-        top_k: int,
-        row_start: Tensor | None,
-        dropout_p: float,
+        prev_scores: Tensor,
+        options: AttentionOptions,
         seed: int,
         variant: str,
     ) -> tuple[Tensor, Tensor]:
         out, kept, weights = torch.ops.gptx.topk_attention_(
-            q, k, v, carry, slopes, top_k, row_start, dropout_p, seed, variant
+            *(q, k, v, prev_scores, options.slopes, options.top_k, options.row_start),
+            *(options.dropout_p, seed, variant),
         )
-        ctx.mark_dirty(carry)
+        ctx.mark_dirty(prev_scores)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(q, k, v, kept, weights, row_start)
-        ctx.options = dropout_p, seed, ctx.needs_input_grad[3], variant
-        return out, carry
+        ctx.save_for_backward(q, k, v, kept, weights, options.row_start)
+        ctx.options = options.dropout_p, seed, ctx.needs_input_grad[3], variant
+        return out, prev_scores
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, grad_out: Tensor | None, grad_carry: Tensor | None
+        ctx: Any, grad_out: Tensor | None, grad_scores: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        _, _, needs_grad_carry, _ = ctx.options
-        if grad_out is None or grad_carry is None or not needs_grad_carry:
-            return *_gradients(ctx, grad_out, grad_carry), *[None] * 6
+        _, _, needs_grad_prev_scores, _ = ctx.options
+        if grad_out is None or grad_scores is None or not needs_grad_prev_scores:
+            return *_gradients(ctx, grad_out, grad_scores), None, None, None
         q, k, v, kept, weights, row_start = ctx.saved_tensors
         dropout_p, seed, _, variant = ctx.options
-        # Where it lies, like the carry: nobody else sees the gradient that the next layer made.
-        grad_carry = grad_carry.contiguous()
+        # Where it lies, like the scores: nobody else sees the gradient that the next layer made.
+        grad_prev_scores = grad_scores.contiguous()
         grads = torch.ops.gptx.topk_attention_backward_(
-            *(grad_out, grad_carry, q, k, v, kept, weights, row_start, dropout_p, seed, variant)
+            *(grad_out, grad_prev_scores, q, k, v, kept, weights, row_start),
+            *(dropout_p, seed, variant),
         )
-        return *grads, grad_carry, *[None] * 6
+        return *grads, grad_prev_scores, None, None, None
 
 
 def register() -> None:
@@ -126,7 +115,7 @@ def _in_place_shapes(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    carry: Tensor,
+    prev_scores: Tensor,
     slopes: Tensor | None,
     top_k: int,
     row_start: Tensor | None,
@@ -158,16 +147,16 @@ def _backward_shapes(
     row_start: Tensor | None,
     dropout_p: float,
     seed: int,
-    needs_grad_prev: bool,
+    needs_grad_prev_scores: bool,
     variant: str = "best",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    prev_shape = (*q.shape[:3], k.shape[2]) if needs_grad_prev else (0,)
-    return *_heads_side_by_side(q, k, v), q.new_empty(prev_shape, dtype=torch.float32)
+    scores_shape = (*q.shape[:3], k.shape[2]) if needs_grad_prev_scores else (0,)
+    return *_heads_side_by_side(q, k, v), q.new_empty(scores_shape, dtype=torch.float32)
 
 
 def _in_place_backward_shapes(
     grad_out: Tensor,
-    grad_carry: Tensor,
+    grad_scores: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -208,13 +197,13 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return those of q, k, v and the previous scores."""
     q, k, v, kept, weights, row_start = ctx.saved_tensors
-    dropout_p, seed, needs_grad_prev, variant = ctx.options
+    dropout_p, seed, needs_grad_prev_scores, variant = ctx.options
     if grad_out is None:
         grad_out = torch.zeros_like(q)
     if grad_scores is not None and grad_scores.numel() == 0:
         grad_scores = None
-    grad_q, grad_k, grad_v, grad_prev = torch.ops.gptx.topk_attention_backward(
+    grad_q, grad_k, grad_v, grad_prev_scores = torch.ops.gptx.topk_attention_backward(
         *(grad_out, grad_scores, q, k, v, kept, weights, row_start),
-        *(dropout_p, seed, needs_grad_prev, variant),
+        *(dropout_p, seed, needs_grad_prev_scores, variant),
     )
-    return grad_q, grad_k, grad_v, grad_prev if needs_grad_prev else None
+    return grad_q, grad_k, grad_v, grad_prev_scores if needs_grad_prev_scores else None

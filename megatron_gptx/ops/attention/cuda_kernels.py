@@ -11,32 +11,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_gptx.ops.attention.dropout import draw_seed, survival
+from megatron_gptx.ops.attention.options import AttentionOptions
 
 
 def composed_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    slopes: Tensor | None,
-    top_k: int,
-    prev_scores: Tensor | None,
-    row_start: Tensor | None,
-    dropout_p: float,
-    return_scores: bool,
-    reuse_scores: bool = False,
+    q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions
 ) -> tuple[Tensor, Tensor | None]:
     """Return what `attention` returns."""
-    seed = draw_seed() if dropout_p else 0
-    in_place = (
-        reuse_scores
-        and return_scores
-        and prev_scores is not None
-        and prev_scores.is_contiguous()
-        and prev_scores.dtype == torch.float32
-    )
-    options = slopes, top_k, row_start, dropout_p, seed, return_scores, in_place, reuse_scores
-    return _ComposedAttention.apply(q, k, v, prev_scores, *options)
+    seed = draw_seed() if options.dropout_p else 0
+    return _ComposedAttention.apply(q, k, v, options.prev_scores, options, seed)
 
 
 class _ComposedAttention(torch.autograd.Function):
@@ -49,26 +32,22 @@ class _ComposedAttention(torch.autograd.Function):
         k: Tensor,
         v: Tensor,
         prev_scores: Tensor | None,
-        slopes: Tensor | None,
-        top_k: int,
-        row_start: Tensor | None,
-        dropout_p: float,
+        options: AttentionOptions,
         seed: int,
-        return_scores: bool,
-        in_place: bool,
-        reuse_grad: bool,
     ) -> tuple[Tensor, Tensor | None]:
         scale = q.shape[-1] ** -0.5
-        into = prev_scores if in_place else None
+        into = prev_scores if options.in_place() else None
         scores = _products(q, k, scale=scale, added_to=prev_scores, out=into)
-        kept, weights = torch.ops.gptx.topk_select_(scores, slopes, top_k, row_start, return_scores)
-        out = torch.ops.gptx.sum_of_kept(kept, weights, v, dropout_p, seed)
+        kept, weights = torch.ops.gptx.topk_select_(
+            scores, options.slopes, options.top_k, options.row_start, options.return_scores
+        )
+        out = torch.ops.gptx.sum_of_kept(kept, weights, v, options.dropout_p, seed)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(q, k, v, kept, weights, row_start)
-        ctx.options = dropout_p, seed, reuse_grad
-        if in_place:
-            ctx.mark_dirty(prev_scores)
-        return out, scores if return_scores else None
+        ctx.save_for_backward(q, k, v, kept, weights, options.row_start)
+        ctx.options = options.dropout_p, seed, options.reuse_scores
+        if into is not None:
+            ctx.mark_dirty(into)
+        return out, scores if options.return_scores else None
 
     @staticmethod
     @once_differentiable
@@ -76,14 +55,14 @@ class _ComposedAttention(torch.autograd.Function):
         ctx: Any, grad_out: Tensor | None, grad_scores: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         q, k, v, kept, weights, row_start = ctx.saved_tensors
-        dropout_p, seed, reuse_grad = ctx.options
+        dropout_p, seed, reuse_scores = ctx.options
         if grad_out is None:
             grad_out = torch.zeros_like(v[..., : q.shape[-2], :])
         grads = torch.ops.gptx.kept_gradients(grad_out, v, kept, weights, dropout_p, seed)
         spread, keys = _scatter(kept, weights, k.shape[-2], dropout_p, seed, v.dtype)
         grad_v = spread.transpose(-2, -1) @ grad_out
 
-        pairs = None
+        grad_prev_scores = None
         if grad_scores is None and not ctx.needs_input_grad[3]:
             # Where the weights stood; everywhere else is 0 already.
             spread = spread.scatter_(-1, keys, grads.to(spread.dtype)).to(q.dtype)
@@ -91,19 +70,20 @@ class _ComposedAttention(torch.autograd.Function):
             del spread, keys
             if grad_scores is None:
                 shape = *q.shape[:3], k.shape[-2]
-                pairs = torch.zeros(shape, dtype=torch.float32, device=q.device)
-            elif reuse_grad and grad_scores.is_contiguous():
-                pairs = grad_scores
+                grad_prev_scores = torch.zeros(shape, dtype=torch.float32, device=q.device)
+            elif reuse_scores and grad_scores.is_contiguous():
+                grad_prev_scores = grad_scores
             else:
-                pairs = grad_scores.clone(memory_format=torch.contiguous_format)
-            torch.ops.gptx.add_kept_(pairs, kept, grads, row_start)
+                grad_prev_scores = grad_scores.clone(memory_format=torch.contiguous_format)
+            torch.ops.gptx.add_kept_(grad_prev_scores, kept, grads, row_start)
             # Rounded as what comes of them will be: a GPU multiplies such numbers at full speed.
-            spread = pairs.to(q.dtype)
-        grad_prev = pairs if ctx.needs_input_grad[3] else None
+            spread = grad_prev_scores.to(q.dtype)
+        if not ctx.needs_input_grad[3]:
+            grad_prev_scores = None
         scale = q.shape[-1] ** -0.5
         grad_q = _products(spread, k.transpose(-2, -1), scale=scale)
         grad_k = _products(spread.transpose(-2, -1), q.transpose(-2, -1), scale=scale)
-        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v, grad_prev, *[None] * 8
+        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v, grad_prev_scores, None, None
 
 
 def _products(

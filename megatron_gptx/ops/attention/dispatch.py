@@ -4,8 +4,8 @@
 operations. `attention_reference` is the definition that they are tested against. The score of query
 i for key j, one formula for every form:
 
-    carry_ij = q_i . k_j / sqrt(d) + prev_scores_ij
-    z_ij     = carry_ij + slope_h * (j - i)             where row_start_i <= j <= i, else -inf
+    scores_ij = q_i . k_j / sqrt(d) + prev_scores_ij
+    z_ij      = scores_ij + slope_h * (j - i)             where row_start_i <= j <= i, else -inf
 """
 
 import torch
@@ -18,6 +18,7 @@ from megatron_gptx.ops.attention.cuda_kernels import composed_attention
 from megatron_gptx.ops.attention.dropout import draw_seed, survival
 from megatron_gptx.ops.attention.eager_topk import sparse_attention
 from megatron_gptx.ops.attention.masks import check_selection, key_offset, unseen
+from megatron_gptx.ops.attention.options import AttentionOptions
 from megatron_gptx.ops.attention.topk_softmax import MOST_CUDA_KEYS, keep_best
 from megatron_gptx.ops.kernels import library
 from megatron_gptx.ops.kernels.choice import runs_fused
@@ -48,24 +49,14 @@ def attention(
         q: (b, h, s, d).
         k: (b, h, t, d), t >= s.
         v: (b, h, t, d).
-        slopes: (h,) positive, penalty per token of distance; None for no ALiBi.
-        top_k: keys per query; None keeps all.
-        prev_scores: (b, h, s, t) sum over the layers before; None in the first.
-        row_start: (b, s) int32, first key that each query sees, such as its document's; None for
-            the first of all.
-        dropout_p: probability that a kept key's weight is dropped, drawn from torch's generator.
-            With top_k, every backend drops the same weights.
-        return_scores: whether the next layer wants this one's scores.
-        reuse_scores: if true, the scores are written into `prev_scores`, and in the backward pass
-            their gradient is written into the incoming gradient. The old values are overwritten.
-            `prev_scores` must come from an earlier layer with the same row_start, and only the
-            next layer may use the returned scores.
+        slopes, top_k, prev_scores, row_start, dropout_p, return_scores, reuse_scores: see
+            `AttentionOptions`.
         backend: `fused` for the compiled kernels, `reference` for plain PyTorch, `auto` for the
             kernels where they can run, and a warning where they cannot.
 
     Returns:
-        The attended values, (b, h, s, d) in v's type; and the carry, (b, h, s, t), or None. The
-        carry holds no ALiBi and is 0 for masked keys. It is at least float32: rounded to bf16,
+        The attended values, (b, h, s, d) in v's type; and the scores, (b, h, s, t), or None. The
+        scores hold no ALiBi and are 0 for masked keys. They are at least float32: rounded to bf16,
         every seventh row would tie at its k-th key.
 
     Raises:
@@ -79,37 +70,24 @@ def attention(
     # Without top_k there is no kernel of ours, and PyTorch's are no lesser choice to warn of.
     asked = "reference" if top_k is None and backend == "auto" else backend
     reason = unsupported(q.device.type, q.dtype, top_k=top_k, num_keys=k.shape[-2])
+    options = AttentionOptions(
+        slopes=slopes,
+        top_k=top_k,
+        prev_scores=prev_scores,
+        row_start=row_start,
+        dropout_p=dropout_p,
+        return_scores=return_scores,
+        reuse_scores=reuse_scores,
+    )
     if runs_fused("attention", asked, reason, q.device):
-        assert top_k is not None, "unsupported"
         form = composed_attention if q.is_cuda else fused_attention
-        return form(
-            q,
-            k,
-            v,
-            slopes=slopes,
-            top_k=top_k,
-            prev_scores=prev_scores,
-            row_start=row_start,
-            dropout_p=dropout_p,
-            return_scores=return_scores,
-            reuse_scores=reuse_scores,
-        )
+        return form(q, k, v, options)
     if top_k is not None and top_k < k.shape[-2]:
-        return sparse_attention(
-            q,
-            k,
-            v,
-            slopes=slopes,
-            top_k=top_k,
-            prev_scores=prev_scores,
-            row_start=row_start,
-            dropout_p=dropout_p,
-            return_scores=return_scores,
-        )
+        return sparse_attention(q, k, v, options)
     # Where weights of a selection drop, they are drawn as other backends draw them.
     dense = top_k is None or not dropout_p
     if dense and prev_scores is None and not return_scores:
-        return _dense_attention(q, k, v, slopes, row_start, dropout_p), None
+        return _dense_attention(q, k, v, options), None
     return attention_reference(
         q,
         k,
@@ -188,15 +166,9 @@ def _position_bias(
     return bias.masked_fill(unseen(s, t, row_start, device), -torch.inf)
 
 
-def _dense_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    slopes: Tensor | None,
-    row_start: Tensor | None,
-    dropout_p: float,
-) -> Tensor:
+def _dense_attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor:
     """Attend to all keys through PyTorch's fused kernels."""
+    slopes, row_start, dropout_p = options.slopes, options.row_start, options.dropout_p
     if slopes is None and row_start is None and q.shape == k.shape:
         return functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
     s, t = q.shape[-2], k.shape[-2]

@@ -9,25 +9,15 @@ from torch.nn import functional
 
 from megatron_gptx.ops.attention.dropout import draw_seed, survival
 from megatron_gptx.ops.attention.masks import clear_unseen, key_offset, unseen
+from megatron_gptx.ops.attention.options import AttentionOptions
 
 
 def sparse_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    slopes: Tensor | None,
-    top_k: int,
-    prev_scores: Tensor | None,
-    row_start: Tensor | None,
-    dropout_p: float,
-    return_scores: bool,
+    q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions
 ) -> tuple[Tensor, Tensor | None]:
     """Return what `attention` returns; top_k is below the number of keys."""
-    seed = draw_seed() if dropout_p else 0
-    return _SparseAttention.apply(
-        q, k, v, slopes, top_k, prev_scores, row_start, dropout_p, seed, return_scores
-    )
+    seed = draw_seed() if options.dropout_p else 0
+    return _SparseAttention.apply(q, k, v, options.prev_scores, options, seed)
 
 
 class _SparseAttention(torch.autograd.Function):
@@ -43,17 +33,15 @@ class _SparseAttention(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        slopes: Tensor | None,
-        top_k: int,
         prev_scores: Tensor | None,
-        row_start: Tensor | None,
-        dropout_p: float,
+        options: AttentionOptions,
         seed: int,
-        return_scores: bool,
     ) -> tuple[Tensor, Tensor | None]:
+        top_k, row_start, dropout_p = options.top_k, options.row_start, options.dropout_p
+        assert top_k is not None, "without top_k, attention is dense"
         s, t = q.shape[-2], k.shape[-2]
         scores = _scores(q, k, prev_scores)
-        z = _penalise(scores, slopes, in_place=not return_scores)
+        z = _penalise(scores, options.slopes, in_place=not options.return_scores)
         if row_start is not None:
             z.masked_fill_(unseen(s, t, row_start, q.device), -torch.inf)
         kept, best = _select(z, top_k)
@@ -64,9 +52,9 @@ class _SparseAttention(torch.autograd.Function):
         used = weights * survival(dropout_p, seed, kept, t) if dropout_p else weights
         ctx.save_for_backward(q, k, v, row_start, kept, weights)
         ctx.dropout = dropout_p, seed
-        if return_scores:
+        if options.return_scores:
             clear_unseen(scores, row_start)
-        return _sum_of_kept(v, kept, used), scores if return_scores else None
+        return _sum_of_kept(v, kept, used), scores if options.return_scores else None
 
     @staticmethod
     @once_differentiable
@@ -86,16 +74,16 @@ class _SparseAttention(torch.autograd.Function):
 
         grad_kept = weights * (grad_weights - (weights * grad_weights).sum(-1, keepdim=True))
         if grad_scores is None:
-            pairs.zero_()
+            grad_prev_scores = pairs.zero_()
         else:
-            clear_unseen(pairs.copy_(grad_scores), row_start)
-        pairs.scatter_add_(-1, kept, grad_kept)
+            grad_prev_scores = pairs.copy_(grad_scores)
+            clear_unseen(grad_prev_scores, row_start)
+        grad_prev_scores.scatter_add_(-1, kept, grad_kept)
         scale = q.shape[-1] ** -0.5
-        grad_q = (pairs @ k.to(wide)).mul_(scale)
-        grad_k = (pairs.transpose(-2, -1) @ q.to(wide)).mul_(scale)
-        grad_prev = pairs if ctx.needs_input_grad[5] else None
+        grad_q = (grad_prev_scores @ k.to(wide)).mul_(scale)
+        grad_k = (grad_prev_scores.transpose(-2, -1) @ q.to(wide)).mul_(scale)
         grads = grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype)
-        return *grads, None, None, grad_prev, None, None, None, None
+        return *grads, grad_prev_scores if ctx.needs_input_grad[3] else None, None, None
 
 
 def _scores(q: Tensor, k: Tensor, prev_scores: Tensor | None) -> Tensor:

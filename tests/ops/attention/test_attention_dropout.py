@@ -25,10 +25,10 @@ def plain(*qkv: Tensor, **options):
     return attention(*qkv, **options, backend="reference")
 
 
-@pytest.mark.parametrize("carry", [True, False])
+@pytest.mark.parametrize("has_prev_scores", [True, False])
 @pytest.mark.parametrize("top_k", [3, 40, 100])
-def test_every_backend_drops_the_same_weights(form, carry, top_k):
-    inputs = random_inputs(s=60, t=90, d=16, carry=carry, dtype=torch.float32)
+def test_every_backend_drops_the_same_weights(form, has_prev_scores, top_k):
+    inputs = random_inputs(s=60, t=90, d=16, has_prev_scores=has_prev_scores, dtype=torch.float32)
     widened = [x.detach().double().requires_grad_() for x in inputs]
     options = {"slopes": SLOPES, "top_k": top_k, "dropout_p": 0.3}
     reference = run(seeded(attention_reference), inputs, **options)

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from megatron_gptx.config.errors import UserError
 from megatron_gptx.ops.attention.cpu_kernels import fused_attention
 from megatron_gptx.ops.attention.dispatch import attention, attention_reference, unsupported
+from megatron_gptx.ops.attention.options import AttentionOptions
 from tests.numerics import assert_all_as_accurate, assert_as_accurate
 from tests.ops.attention_inputs import SLOPES, B, H, random_inputs, run
 from tests.ops.conftest import VARIANTS
@@ -33,17 +34,18 @@ SHAPES = [
     (1, 1, 1, 1),
     (300, 2000, 3, 8),
 ]
-CARRIES = {"none": (False, False), "first": (False, True), "inner": (True, True)}
-CARRIES["last"] = (True, False)
+# Whether a layer receives scores, and whether it returns them.
+LAYERS = {"only": (False, False), "first": (False, True), "inner": (True, True)}
+LAYERS["last"] = (True, False)
 
 
 def results(
     form: Callable, inputs: list[Tensor], *, returns: bool, **options
 ) -> tuple[Tensor, ...]:
-    """Return output, carry where there is one, and the gradients of a sum over both."""
-    q, k, v, *prev = inputs
-    prev_scores = prev[0] if prev else None
-    out, scores = form(q, k, v, prev_scores=prev_scores, return_scores=returns, **options)
+    """Return output, scores where there are any, and the gradients of a sum over both."""
+    q, k, v, *prev_scores = inputs
+    given = prev_scores[0] if prev_scores else None
+    out, scores = form(q, k, v, prev_scores=given, return_scores=returns, **options)
     total = out.double().sin().sum() + (scores.double().cos().sum() if returns else 0)
     return (out, *([scores] if returns else []), *torch.autograd.grad(total, inputs))
 
@@ -72,7 +74,7 @@ def kept_by_reference(q: Tensor, k: Tensor, **options) -> Tensor:
 )
 def test_the_kept_keys_are_the_references_whatever_ties(form, shape, levels, slopes):
     s, t, d, top_k = shape
-    # Without queries the scores are the carried ones: the same bits on both sides.
+    # Without queries the scores are the previous ones: the same bits on both sides.
     generator = torch.Generator().manual_seed(levels)
     prev_scores = torch.randint(-levels, levels + 1, (B, H, s, t), generator=generator).float()
     q, k = torch.zeros(B, H, s, d), torch.zeros(B, H, t, d)
@@ -87,13 +89,13 @@ def test_the_kept_keys_are_the_references_whatever_ties(form, shape, levels, slo
 
 
 @pytest.mark.parametrize(
-    ("variant", "shape", "carry", "slopes"),
-    pairwise(product(VARIANTS, SHAPES, CARRIES, [None, SLOPES])),
+    ("variant", "shape", "layer", "slopes"),
+    pairwise(product(VARIANTS, SHAPES, LAYERS, [None, SLOPES])),
     indirect=["variant"],
 )
-def test_the_kernels_are_as_accurate_as_the_reference(form, shape, carry, slopes):
-    (s, t, d, top_k), (receives, returns) = shape, CARRIES[carry]
-    inputs = random_inputs(s=s, t=t, d=d, carry=receives, dtype=torch.float32)
+def test_the_kernels_are_as_accurate_as_the_reference(form, shape, layer, slopes):
+    (s, t, d, top_k), (receives, returns) = shape, LAYERS[layer]
+    inputs = random_inputs(s=s, t=t, d=d, has_prev_scores=receives, dtype=torch.float32)
     widened = [x.detach().double().requires_grad_() for x in inputs]
     options = {"slopes": slopes, "top_k": top_k, "returns": returns}
     actual = results(form, inputs, **options)
@@ -104,9 +106,9 @@ def test_the_kernels_are_as_accurate_as_the_reference(form, shape, carry, slopes
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("carry", [True, False])
-def test_half_precision_inputs_are_computed_in_float32(form, carry, dtype):
-    inputs = random_inputs(s=64, t=64, d=16, carry=carry, dtype=dtype)
+@pytest.mark.parametrize("has_prev_scores", [True, False])
+def test_half_precision_inputs_are_computed_in_float32(form, has_prev_scores, dtype):
+    inputs = random_inputs(s=64, t=64, d=16, has_prev_scores=has_prev_scores, dtype=dtype)
     widened = [x.detach().double().requires_grad_() for x in inputs]
     options = {"slopes": SLOPES, "top_k": 8}
     actual = run(form, inputs, **options)
@@ -154,10 +156,10 @@ def test_inputs_may_lie_anyhow_in_memory(form, layout):
     assert_all_as_accurate(run(form, inputs, slopes=SLOPES, top_k=5), reference, exact)
 
 
-@pytest.mark.parametrize("carry", CARRIES)
-def test_results_repeat_bit_by_bit_on_any_number_of_threads(form, carry):
-    receives, returns = CARRIES[carry]
-    inputs = random_inputs(s=150, t=300, d=24, carry=receives, dtype=torch.float32)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_results_repeat_bit_by_bit_on_any_number_of_threads(form, layer):
+    receives, returns = LAYERS[layer]
+    inputs = random_inputs(s=150, t=300, d=24, has_prev_scores=receives, dtype=torch.float32)
     before = torch.get_num_threads()
     runs = []
     try:
@@ -236,19 +238,21 @@ def test_a_recomputed_forward_pass_gives_the_same_gradients(form):
     assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
 
 
-def test_a_carry_that_is_added_to_in_place_is_the_one_that_a_new_one_would_be(form):
+def test_scores_that_are_added_in_place_are_those_that_new_ones_would_be(form):
     q, k, v, prev_scores = random_inputs(s=50, t=50, dtype=torch.float32)
     prev_scores = prev_scores.detach().tril().requires_grad_()
 
     def layers(*, reuse: bool) -> tuple[Tensor, ...]:
         options = {"slopes": SLOPES, "top_k": 3, "return_scores": True, "reuse_scores": reuse}
-        carry = prev_scores.clone()  # one tensor with a history of its own, as a layer's output is
-        first = carry
+        scores = prev_scores.clone()  # one tensor with a history of its own, as a layer's output is
+        first = scores
         for _ in range(3):
-            out, carry = form(q, k, v, prev_scores=carry, **options)
-        assert (carry.data_ptr() == first.data_ptr()) is reuse
-        gradients = torch.autograd.grad(out.sin().sum() + carry.cos().sum(), (q, k, v, prev_scores))
-        return (out, carry, *gradients)
+            out, scores = form(q, k, v, prev_scores=scores, **options)
+        assert (scores.data_ptr() == first.data_ptr()) is reuse
+        gradients = torch.autograd.grad(
+            out.sin().sum() + scores.cos().sum(), (q, k, v, prev_scores)
+        )
+        return (out, scores, *gradients)
 
     for ours, expected in zip(layers(reuse=True), layers(reuse=False), strict=True):
         assert torch.equal(ours, expected)
@@ -275,7 +279,7 @@ def test_a_score_that_is_no_number_makes_its_row_no_number(form, bad, top_k):
     assert out.isfinite().all()
 
 
-def test_a_carry_of_minus_infinity_masks_a_key(form):
+def test_a_previous_score_of_minus_infinity_masks_a_key(form):
     q, k, v, prev_scores = (x.detach() for x in random_inputs(s=30, t=30, dtype=torch.float32))
     prev_scores[..., 1::2] = -torch.inf
     options = {"top_k": 8, "prev_scores": prev_scores}
@@ -346,15 +350,7 @@ def test_kernels_that_cannot_run_are_an_error_only_where_they_are_asked_for(chan
 
 def test_a_second_derivative_is_refused_and_not_taken_for_zero(kernels):
     q, k, v, *_ = random_inputs(s=8, t=8, dtype=torch.float32)
-    out = fused_attention(
-        *(q, k, v),
-        slopes=None,
-        top_k=3,
-        prev_scores=None,
-        row_start=None,
-        dropout_p=0.0,
-        return_scores=False,
-    )[0]
+    out, _ = fused_attention(q, k, v, AttentionOptions(top_k=3))
     (grad,) = torch.autograd.grad(out.sin().sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiated once only"):
         grad.sum().backward()

@@ -12,6 +12,7 @@ from torch._subclasses import FakeTensorMode
 
 from megatron_gptx.ops.attention.cuda_kernels import composed_attention
 from megatron_gptx.ops.attention.dispatch import attention, attention_reference
+from megatron_gptx.ops.attention.options import AttentionOptions
 from tests.numerics import assert_all_as_accurate
 from tests.ops.attention_inputs import SLOPES, D, H, T, quantised_inputs, random_inputs, run
 from tests.pairs import pairwise
@@ -20,12 +21,10 @@ OPS = torch.ops.gptx
 pytestmark = pytest.mark.usefixtures("emulated")
 
 
-def composed(*qkv: Tensor, **options) -> tuple[Tensor, Tensor | None]:
-    """Attend, with the defaults of `attention` and the same seed in every call."""
+def composed(*qkv: Tensor, top_k: int = 3, **options) -> tuple[Tensor, Tensor | None]:
+    """Attend, with the same seed in every call."""
     torch.manual_seed(3)
-    defaults = {"slopes": None, "top_k": 3, "prev_scores": None, "row_start": None}
-    defaults |= {"dropout_p": 0.0, "return_scores": False}
-    return composed_attention(*qkv, **(defaults | options))
+    return composed_attention(*qkv, AttentionOptions(top_k=top_k, **options))
 
 
 def reference(*qkv: Tensor, **options) -> tuple[Tensor, Tensor | None]:
@@ -43,7 +42,7 @@ def starts(s: int, t: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("rows", "documents", "dropout_p", "carry", "dtype"),
+    ("rows", "documents", "dropout_p", "has_prev_scores", "dtype"),
     pairwise(
         product(
             [(64, 3), (64, 100), (20, 8), (1, 40)],
@@ -54,9 +53,9 @@ def starts(s: int, t: int) -> Tensor:
         )
     ),
 )
-def test_it_is_as_accurate_as_the_reference(rows, documents, dropout_p, carry, dtype):
+def test_it_is_as_accurate_as_the_reference(rows, documents, dropout_p, has_prev_scores, dtype):
     s, top_k = rows
-    inputs = random_inputs(s=s, t=64, d=16, carry=carry, dtype=dtype)
+    inputs = random_inputs(s=s, t=64, d=16, has_prev_scores=has_prev_scores, dtype=dtype)
     widened = [x.detach().double().requires_grad_() for x in inputs]
     options = {"slopes": SLOPES, "top_k": top_k, "dropout_p": dropout_p}
     options["row_start"] = starts(s, 64) if documents else None
@@ -76,11 +75,11 @@ def test_vectors_of_any_size_are_as_accurate(d, dtype):
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_a_loss_of_the_carry_has_gradients_too(weight):
+def test_a_loss_of_the_scores_has_gradients_too(weight):
     def gradients(form, inputs: list[Tensor]) -> tuple[Tensor, ...]:
-        q, k, v, prev = inputs
+        q, k, v, prev_scores = inputs
         out, scores = form(
-            q, k, v, prev_scores=prev, slopes=SLOPES, top_k=3, row_start=None, return_scores=True
+            q, k, v, prev_scores=prev_scores, slopes=SLOPES, top_k=3, return_scores=True
         )
         # The gradient of a sum is one number for all, in no memory of its own.
         loss = scores.sum() + (weight * out.sum() if weight else 0)
@@ -92,48 +91,50 @@ def test_a_loss_of_the_carry_has_gradients_too(weight):
     assert_all_as_accurate(actual, expected, gradients(reference, widened))
 
 
-@pytest.mark.parametrize(("slopes", "carry"), list(product([None, SLOPES], [True, False])))
-def test_of_equal_scores_the_most_recent_win(slopes, carry):
-    q, k, _, *prev = (x.detach() for x in quantised_inputs(carry=carry))
+@pytest.mark.parametrize("slopes", [None, SLOPES])
+@pytest.mark.parametrize("has_prev_scores", [True, False])
+def test_of_equal_scores_the_most_recent_win(slopes, has_prev_scores):
+    q, k, _, *prev_scores = (x.detach() for x in quantised_inputs(has_prev_scores=has_prev_scores))
     one_hot = torch.eye(T).expand(*k.shape[:2], -1, -1)
-    options = {"slopes": slopes, "top_k": 3, "prev_scores": prev[0] if carry else None}
+    options = {"slopes": slopes, "top_k": 3}
+    options["prev_scores"] = prev_scores[0] if has_prev_scores else None
     actual, expected = (form(q, k, one_hot, **options)[0] for form in (composed, reference))
     assert torch.equal(actual != 0, expected != 0)
 
 
-def test_the_carry_is_that_of_the_reference_and_may_take_its_predecessors_place():
-    q, k, v, prev = (x.detach() for x in quantised_inputs(carry=True))
-    prev = prev.tril()
+def test_the_scores_are_those_of_the_reference_and_may_take_the_place_of_the_previous_ones():
+    q, k, v, prev_scores = (x.detach() for x in quantised_inputs(has_prev_scores=True))
+    prev_scores = prev_scores.tril()
     options = {"top_k": 3, "return_scores": True}
-    _, expected = reference(q, k, v, prev_scores=prev, **options)
-    out, carry = composed(q, k, v, prev_scores=prev, **options)
-    assert torch.equal(carry, expected)
-    assert carry.data_ptr() != prev.data_ptr()
-    again, in_place = composed(q, k, v, prev_scores=prev, reuse_scores=True, **options)
-    assert in_place.data_ptr() == prev.data_ptr()
+    _, expected = reference(q, k, v, prev_scores=prev_scores, **options)
+    out, scores = composed(q, k, v, prev_scores=prev_scores, **options)
+    assert torch.equal(scores, expected)
+    assert scores.data_ptr() != prev_scores.data_ptr()
+    again, in_place = composed(q, k, v, prev_scores=prev_scores, reuse_scores=True, **options)
+    assert in_place.data_ptr() == prev_scores.data_ptr()
     assert torch.equal(in_place, expected)
     assert torch.equal(again, out)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_layers_that_share_one_carry_get_the_gradients_of_layers_that_do_not(dtype):
+def test_layers_that_share_one_buffer_of_scores_get_the_gradients_of_layers_that_do_not(dtype):
     def layers(form, inputs: list[Tensor], **options) -> tuple[Tensor, ...]:
         q, k, v = inputs
-        total, carry = torch.zeros((), dtype=torch.float64), None
+        total, scores = torch.zeros((), dtype=torch.float64), None
         for layer in range(3):
             turned = (x.roll(layer, -1) for x in (q, k, v))
-            out, carry = form(
+            out, scores = form(
                 *turned,
                 slopes=SLOPES,
                 top_k=3,
-                prev_scores=carry,
+                prev_scores=scores,
                 return_scores=layer < 2,
                 **options,
             )
             total = total + out.double().sin().sum()
         return torch.autograd.grad(total, inputs)
 
-    inputs = random_inputs(s=40, t=40, d=16, carry=False, dtype=dtype)
+    inputs = random_inputs(s=40, t=40, d=16, has_prev_scores=False, dtype=dtype)
     widened = [x.detach().double().requires_grad_() for x in inputs]
     expected, exact = layers(reference, inputs), layers(reference, widened)
     for reuse in (False, True):
@@ -159,26 +160,26 @@ def test_attention_on_a_gpu_is_this_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     called = []
 
-    def note(*qkv: Tensor, **options) -> tuple[Tensor, Tensor | None]:
-        called.append(qkv)
-        return composed_attention(*qkv, **options)
+    def note(*arguments) -> tuple[Tensor, Tensor | None]:
+        called.append(arguments)
+        return composed_attention(*arguments)
 
     monkeypatch.setattr("megatron_gptx.ops.attention.dispatch.composed_attention", note)
     with FakeTensorMode(), torch.no_grad():
         q, k, v = torch.empty(3, 2, H, T, D, device="cuda").unbind()
         slopes = torch.empty(H, device="cuda")
         options = {"slopes": slopes, "top_k": 3, "return_scores": True, "backend": "fused"}
-        out, carry = attention(q, k, v, **options)
-        again, _ = attention(q, k, v, prev_scores=carry, reuse_scores=True, **options)
+        out, scores = attention(q, k, v, **options)
+        again, _ = attention(q, k, v, prev_scores=scores, reuse_scores=True, **options)
     assert len(called) == 2
     assert (out.device.type, out.shape, again.shape) == ("cuda", q.shape, q.shape)
-    assert carry.shape == (2, H, T, T)
+    assert scores.shape == (2, H, T, T)
 
 
 @pytest.mark.parametrize("d", [3, 16, 300])
-@pytest.mark.parametrize("carry", [True, False])
-def test_the_order_in_which_threads_take_turns_changes_nothing(emulated, d, carry):
-    inputs = random_inputs(s=19, t=40, d=d, carry=carry, dtype=torch.bfloat16)
+@pytest.mark.parametrize("has_prev_scores", [True, False])
+def test_the_order_in_which_threads_take_turns_changes_nothing(emulated, d, has_prev_scores):
+    inputs = random_inputs(s=19, t=40, d=d, has_prev_scores=has_prev_scores, dtype=torch.bfloat16)
     options = {"slopes": SLOPES, "top_k": 5, "dropout_p": 0.2, "row_start": starts(19, 40)}
     found = []
     try:
@@ -193,7 +194,7 @@ def test_the_order_in_which_threads_take_turns_changes_nothing(emulated, d, carr
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_vectors_may_lie_anyhow_in_memory(dtype):
     options = {"slopes": SLOPES, "top_k": 4}
-    inputs = random_inputs(s=30, t=30, d=16, carry=False, dtype=dtype)
+    inputs = random_inputs(s=30, t=30, d=16, has_prev_scores=False, dtype=dtype)
     exact = run(reference, [x.detach().double().requires_grad_() for x in inputs], **options)
     expected = run(reference, inputs, **options)
     for spread in (
@@ -251,15 +252,13 @@ def test_no_queries_attend_to_nothing():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_carry_of_any_stride_and_type_is_added(dtype):
-    q, k, v, _ = (x.detach() for x in random_inputs(s=20, t=20, carry=True, dtype=torch.float32))
+def test_previous_scores_of_any_stride_and_type_are_added(dtype):
+    q, k, v, _ = (x.detach() for x in random_inputs(s=20, t=20, dtype=torch.float32))
     b, h = q.shape[:2]
-    carry = torch.randn(h, b, 20, 20).to(dtype).transpose(0, 1)
-    options = {"slopes": SLOPES, "top_k": 3, "return_scores": True, "row_start": None}
-    out, scores = composed_attention(
-        q, k, v, prev_scores=carry, dropout_p=0.0, reuse_scores=False, **options
-    )
-    expected, expected_scores = attention_reference(q, k, v, prev_scores=carry.float(), **options)
+    prev_scores = torch.randn(h, b, 20, 20).to(dtype).transpose(0, 1)
+    options = {"slopes": SLOPES, "top_k": 3, "return_scores": True}
+    out, scores = composed(q, k, v, prev_scores=prev_scores, **options)
+    expected, expected_scores = reference(q, k, v, prev_scores=prev_scores.float(), **options)
     assert scores.dtype == torch.float32
     assert torch.allclose(out, expected, atol=1e-5)
     assert torch.allclose(scores, expected_scores, atol=1e-5)

@@ -24,8 +24,8 @@ FORMS = pytest.mark.parametrize("form", [attention, attention_reference])
 
 # Every combination of ALiBi, carried scores and top_k, one above T among them.
 OPTIONS = [
-    pytest.param(slopes, carry, top_k, id=f"{name}-{'carry' if carry else 'first'}-top{top_k}")
-    for (name, slopes), carry, top_k in product(
+    pytest.param(slopes, later, top_k, id=f"{name}-{'later' if later else 'first'}-top{top_k}")
+    for (name, slopes), later, top_k in product(
         [("alibi", SLOPES), ("no-alibi", None)], [True, False], [1, 3, 8, T, T + 5, None]
     )
 ]
@@ -37,7 +37,9 @@ def weights_of(form: Callable, q: Tensor, k: Tensor, **options) -> Tensor:
     return form(q, k, values, **options)[0]
 
 
-def best_keys(q: Tensor, k: Tensor, slopes: Tensor | None, prev: Tensor | None, top_k: int) -> list:
+def best_keys(
+    q: Tensor, k: Tensor, slopes: Tensor | None, prev_scores: Tensor | None, top_k: int
+) -> list:
     """Return the set of kept keys of every row, chosen by sorting in plain Python."""
     kept = []
     for b, h, i in product(range(B), range(H), range(T)):
@@ -46,7 +48,7 @@ def best_keys(q: Tensor, k: Tensor, slopes: Tensor | None, prev: Tensor | None, 
             score = sum(
                 x * y for x, y in zip(q[b, h, i].tolist(), k[b, h, j].tolist(), strict=True)
             )
-            score = score / D**0.5 + (0 if prev is None else prev[b, h, i, j].item())
+            score = score / D**0.5 + (0 if prev_scores is None else prev_scores[b, h, i, j].item())
             score += 0 if slopes is None else slopes[h].item() * (j - i)
             scored.append((score, j))
         kept.append({j for _, j in sorted(scored, reverse=True)[:top_k]})
@@ -54,15 +56,17 @@ def best_keys(q: Tensor, k: Tensor, slopes: Tensor | None, prev: Tensor | None, 
 
 
 @FORMS
-@pytest.mark.parametrize("carry", [True, False])
+@pytest.mark.parametrize("has_prev_scores", [True, False])
 @pytest.mark.parametrize("slopes", [None, SLOPES])
 @pytest.mark.parametrize("top_k", [1, 3, 8, T])
-def test_a_row_keeps_its_best_keys_and_of_equal_ones_the_most_recent(form, carry, slopes, top_k):
-    q, k, _, *prev = (x.detach() for x in quantised_inputs(carry=carry))
-    prev_scores = prev[0] if carry else None
-    weights = weights_of(form, q, k, slopes=slopes, top_k=top_k, prev_scores=prev_scores)
+def test_a_row_keeps_its_best_keys_and_of_equal_ones_the_most_recent(
+    form, has_prev_scores, slopes, top_k
+):
+    q, k, _, *prev_scores = (x.detach() for x in quantised_inputs(has_prev_scores=has_prev_scores))
+    given = prev_scores[0] if has_prev_scores else None
+    weights = weights_of(form, q, k, slopes=slopes, top_k=top_k, prev_scores=given)
     kept = [set(row.nonzero().flatten().tolist()) for row in weights.view(-1, T)]
-    assert kept == best_keys(q, k, slopes, prev_scores, top_k)
+    assert kept == best_keys(q, k, slopes, given, top_k)
 
 
 @FORMS
@@ -77,15 +81,15 @@ def test_a_row_has_exactly_top_k_weights_or_one_per_key_so_far(form, top_k):
 
 
 def test_ties_are_in_the_quantised_inputs():
-    q, k, *_ = (x.detach() for x in quantised_inputs(carry=False))
+    q, k, *_ = (x.detach() for x in quantised_inputs(has_prev_scores=False))
     scores = (q @ k.transpose(-2, -1)).masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
     third, fourth = scores.topk(4).values[..., 2:].unbind(-1)
     assert ((third == fourth) & fourth.isfinite()).float().mean() > 0.1
 
 
-@pytest.mark.parametrize(("slopes", "carry", "top_k"), OPTIONS)
-def test_every_form_gives_the_reference_under_ties(slopes, carry, top_k):
-    inputs = quantised_inputs(carry=carry, dtype=torch.float64)
+@pytest.mark.parametrize(("slopes", "has_prev_scores", "top_k"), OPTIONS)
+def test_every_form_gives_the_reference_under_ties(slopes, has_prev_scores, top_k):
+    inputs = quantised_inputs(has_prev_scores=has_prev_scores, dtype=torch.float64)
     options = {"slopes": slopes, "top_k": top_k}
     results = zip(
         run(attention, inputs, **options), run(attention_reference, inputs, **options), strict=True
@@ -95,9 +99,9 @@ def test_every_form_gives_the_reference_under_ties(slopes, carry, top_k):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("slopes", "carry", "top_k"), OPTIONS)
-def test_attention_is_as_accurate_as_the_reference(slopes, carry, top_k, dtype):
-    inputs = random_inputs(s=64, t=64, d=16, carry=carry, dtype=dtype)
+@pytest.mark.parametrize(("slopes", "has_prev_scores", "top_k"), OPTIONS)
+def test_attention_is_as_accurate_as_the_reference(slopes, has_prev_scores, top_k, dtype):
+    inputs = random_inputs(s=64, t=64, d=16, has_prev_scores=has_prev_scores, dtype=dtype)
     widened = [x.detach().double().requires_grad_() for x in inputs]
     options = {"slopes": slopes, "top_k": top_k}
     actual = run(attention, inputs, **options)
@@ -125,7 +129,7 @@ def test_gradients_are_those_of_finite_differences(form, s, top_k, slopes):
 @FORMS
 @pytest.mark.parametrize("top_k", [3, None])
 def test_gradients_pass_through_dropout(form, top_k):
-    inputs = random_inputs(carry=False)
+    inputs = random_inputs(has_prev_scores=False)
 
     def apply(*qkv: Tensor) -> Tensor:
         torch.manual_seed(5)
@@ -136,7 +140,7 @@ def test_gradients_pass_through_dropout(form, top_k):
 
 @FORMS
 def test_dropout_zeroes_kept_weights_and_scales_the_others(form):
-    q, k, *_ = (x.detach() for x in random_inputs(carry=False))
+    q, k, *_ = (x.detach() for x in random_inputs(has_prev_scores=False))
     before = weights_of(form, q, k, top_k=5)
     after = weights_of(form, q, k, top_k=5, dropout_p=0.25)
     survived = after != 0
@@ -146,11 +150,13 @@ def test_dropout_zeroes_kept_weights_and_scales_the_others(form):
 
 @FORMS
 @pytest.mark.parametrize("s", [1, 4])
-@pytest.mark.parametrize(("slopes", "carry", "top_k"), OPTIONS)
-def test_the_last_queries_alone_get_what_they_get_among_all(form, s, slopes, carry, top_k):
-    q, k, v, *prev = (x.detach() for x in random_inputs(carry=carry))
+@pytest.mark.parametrize(("slopes", "has_prev_scores", "top_k"), OPTIONS)
+def test_the_last_queries_alone_get_what_they_get_among_all(
+    form, s, slopes, has_prev_scores, top_k
+):
+    q, k, v, *prev_scores = (x.detach() for x in random_inputs(has_prev_scores=has_prev_scores))
     everything, _ = form(
-        q, k, v, slopes=slopes, top_k=top_k, prev_scores=prev[0] if carry else None
+        q, k, v, slopes=slopes, top_k=top_k, prev_scores=prev_scores[0] if has_prev_scores else None
     )
     last, _ = form(
         q[..., -s:, :],
@@ -158,24 +164,24 @@ def test_the_last_queries_alone_get_what_they_get_among_all(form, s, slopes, car
         v,
         slopes=slopes,
         top_k=top_k,
-        prev_scores=prev[0][..., -s:, :] if carry else None,
+        prev_scores=prev_scores[0][..., -s:, :] if has_prev_scores else None,
     )
     assert torch.allclose(last, everything[..., -s:, :], rtol=0, atol=1e-14)
 
 
 @FORMS
 @pytest.mark.parametrize("top_k", [3, None])
-def test_the_carry_holds_no_alibi_and_nothing_that_is_not_seen(form, top_k):
-    q, k, v, prev_scores = (x.detach() for x in quantised_inputs(carry=True))
-    _, carry = form(
+def test_the_scores_hold_no_alibi_and_nothing_that_is_not_seen(form, top_k):
+    q, k, v, prev_scores = (x.detach() for x in quantised_inputs(has_prev_scores=True))
+    _, scores = form(
         q, k, v, slopes=SLOPES, top_k=top_k, prev_scores=prev_scores, return_scores=True
     )
-    assert torch.equal(carry, (q @ k.transpose(-2, -1) / D**0.5 + prev_scores).tril())
+    assert torch.equal(scores, (q @ k.transpose(-2, -1) / D**0.5 + prev_scores).tril())
 
 
 @FORMS
-def test_no_carry_is_returned_unasked(form):
-    q, k, v = random_inputs(carry=False)
+def test_no_scores_are_returned_unasked(form):
+    q, k, v = random_inputs(has_prev_scores=False)
     assert all(form(q, k, v, top_k=top_k)[1] is None for top_k in (3, None))
 
 
@@ -187,13 +193,13 @@ def test_low_precision_inputs_are_ranked_by_float32_scores(form, dtype):
     k = torch.tensor([[16.0, 0.5], [16.0, 0.0], [0.0, 0.0]], dtype=dtype).view(1, 1, 3, 2)
     weights = weights_of(form, q, k, top_k=1)
     assert weights[0, 0].tolist() == [[1, 0, 0], [1, 0, 0], [1, 0, 0]]
-    out, carry = form(q, k, k, top_k=1, return_scores=True)
-    assert (out.dtype, carry.dtype) == (dtype, torch.float32)
+    out, scores = form(q, k, k, top_k=1, return_scores=True)
+    assert (out.dtype, scores.dtype) == (dtype, torch.float32)
 
 
 @pytest.mark.parametrize("slopes", [None, SLOPES])
 def test_dense_attention_is_top_k_attention_that_keeps_everything(slopes):
-    inputs = random_inputs(carry=False)
+    inputs = random_inputs(has_prev_scores=False)
     dense = run(attention, inputs, slopes=slopes)
     all_kept = run(attention_reference, inputs, slopes=slopes, top_k=T)
     for a, b in zip(dense, all_kept, strict=True):

@@ -36,34 +36,35 @@ def any_form(request):
     return partial(attention, top_k=3 if request.param == "plain" else None, backend="reference")
 
 
-@pytest.mark.parametrize("carry", [True, False])
-def test_what_lies_before_a_document_changes_nothing_in_it(any_form, carry):
-    q, k, v, *prev = (x.detach() for x in random_inputs(s=S, t=T, carry=carry, dtype=torch.float32))
-    options = {"slopes": SLOPES, "row_start": starts(), "return_scores": carry}
-
-    def outputs(k: Tensor, v: Tensor, prev: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return any_form(q, k, v, prev_scores=prev, **options)
-
-    out, scores = outputs(k, v, prev[0] if carry else None)
+@pytest.mark.parametrize("has_prev_scores", [True, False])
+def test_what_lies_before_a_document_changes_nothing_in_it(any_form, has_prev_scores):
+    q, k, v, *prev_scores = (
+        x.detach()
+        for x in random_inputs(s=S, t=T, has_prev_scores=has_prev_scores, dtype=torch.float32)
+    )
+    options = {"slopes": SLOPES, "row_start": starts(), "return_scores": has_prev_scores}
+    options["prev_scores"] = prev_scores[0] if has_prev_scores else None
+    out, scores = any_form(q, k, v, **options)
     # The second half of each batch's keys is another document for the last queries only.
     first = int(starts()[0, -1])
     k2, v2 = k.clone(), v.clone()
     k2[0, :, :first] += 1
     v2[0, :, :first] = 5
-    changed, changed_scores = outputs(k2, v2, prev[0] if carry else None)
+    changed, changed_scores = any_form(q, k2, v2, **options)
     inside = T - first
     assert torch.equal(changed[0, :, -inside:], out[0, :, -inside:])
     assert not torch.equal(changed[0, :, :-inside], out[0, :, :-inside])
-    if carry:
+    if has_prev_scores:
         assert torch.equal(changed_scores[0, :, -inside:], scores[0, :, -inside:])
         assert not scores[0, :, -inside:, :first].any()
 
 
 @pytest.mark.parametrize(
-    ("carry", "top_k"), [(carry, top_k) for carry in (True, False) for top_k in (3, 20, 100)]
+    ("has_prev_scores", "top_k"),
+    [(has_prev_scores, top_k) for has_prev_scores in (True, False) for top_k in (3, 20, 100)],
 )
-def test_documents_are_computed_as_accurately_as_by_the_reference(form, carry, top_k):
-    inputs = random_inputs(s=S, t=T, d=16, carry=carry, dtype=torch.float32)
+def test_documents_are_computed_as_accurately_as_by_the_reference(form, has_prev_scores, top_k):
+    inputs = random_inputs(s=S, t=T, d=16, has_prev_scores=has_prev_scores, dtype=torch.float32)
     widened = [x.detach().double().requires_grad_() for x in inputs]
     options = {"slopes": SLOPES, "top_k": top_k, "row_start": starts()}
     reference = run(attention_reference, inputs, **options)
@@ -84,34 +85,36 @@ def test_gradients_of_documents_are_those_of_finite_differences():
         )
 
 
-@pytest.mark.parametrize("carry", [True, False])
-def test_a_query_that_sees_nothing_gets_nothing(any_form, carry):
-    inputs = random_inputs(s=S, t=T, carry=carry, dtype=torch.float32)
+@pytest.mark.parametrize("has_prev_scores", [True, False])
+def test_a_query_that_sees_nothing_gets_nothing(any_form, has_prev_scores):
+    inputs = random_inputs(s=S, t=T, has_prev_scores=has_prev_scores, dtype=torch.float32)
     row_start = starts()
     row_start[1, 10] = T
     out, *rest = run(any_form, inputs, slopes=SLOPES, row_start=row_start)
     assert not out[1, :, 10].any()
     assert out[1, :, 11].all()
     assert all(x.isfinite().all() for x in rest)
-    grad_q = rest[-4] if carry else rest[-3]
-    if not carry:
+    grad_q = rest[-4] if has_prev_scores else rest[-3]
+    if not has_prev_scores:
         assert not grad_q[1, :, 10].any()
         assert grad_q[1, :, 11].any()
 
 
-def test_an_added_carry_holds_nothing_that_is_not_seen(form):
-    q, k, v = (x.detach() for x in random_inputs(s=S, t=T, carry=False, dtype=torch.float32))
+def test_added_scores_hold_nothing_that_is_not_seen(form):
+    q, k, v = (
+        x.detach() for x in random_inputs(s=S, t=T, has_prev_scores=False, dtype=torch.float32)
+    )
     options = {"slopes": SLOPES, "row_start": starts(), "return_scores": True}
-    _, carry = form(q, k, v, **options)
-    _, expected = form(q, k, v, prev_scores=carry, **options)
-    _, carry = form(q, k, v, prev_scores=carry, reuse_scores=True, **options)
-    assert torch.equal(carry, expected)
+    _, prev_scores = form(q, k, v, **options)
+    _, expected = form(q, k, v, prev_scores=prev_scores, **options)
+    _, scores = form(q, k, v, prev_scores=prev_scores, reuse_scores=True, **options)
+    assert torch.equal(scores, expected)
 
 
 @pytest.mark.parametrize("beyond", [-200, -1, T + 70, 10**8])
-@pytest.mark.parametrize("carry", [True, False])
-def test_a_start_outside_the_row_means_all_keys_or_none(form, carry, beyond):
-    inputs = random_inputs(s=S, t=T, d=16, carry=carry, dtype=torch.float32)
+@pytest.mark.parametrize("has_prev_scores", [True, False])
+def test_a_start_outside_the_row_means_all_keys_or_none(form, has_prev_scores, beyond):
+    inputs = random_inputs(s=S, t=T, d=16, has_prev_scores=has_prev_scores, dtype=torch.float32)
     given, meant = starts(), starts()
     given[0, 10], meant[0, 10] = beyond, 0 if beyond < 0 else T
     options = {"slopes": SLOPES, "top_k": 3}

@@ -21,7 +21,8 @@ def kept_keys(q: Tensor, k: Tensor, slopes: Tensor, top_k: int, *, skip: bool, v
 @pytest.mark.parametrize("spread", [0.1, 1.0, 20.0])
 def test_skipping_changes_neither_keys_nor_weights(form, spread, top_k):
     q, k, *_ = (
-        x.detach() for x in random_inputs(s=500, t=500, d=16, carry=False, dtype=torch.float32)
+        x.detach()
+        for x in random_inputs(s=500, t=500, d=16, has_prev_scores=False, dtype=torch.float32)
     )
     options = {"variant": form.keywords["variant"], "top_k": top_k}
     found = kept_keys(spread * q, k, SLOPES, skip=True, **options)
@@ -31,7 +32,8 @@ def test_skipping_changes_neither_keys_nor_weights(form, spread, top_k):
 
 def test_a_distant_key_that_is_long_enough_is_found(form):
     q, k, *_ = (
-        x.detach() for x in random_inputs(s=500, t=500, d=16, carry=False, dtype=torch.float32)
+        x.detach()
+        for x in random_inputs(s=500, t=500, d=16, has_prev_scores=False, dtype=torch.float32)
     )
     k[:, :, 3] = 1000 * q[:, :, -1]
     kept, _ = kept_keys(q, k, SLOPES, 8, skip=True, variant=form.keywords["variant"])
@@ -41,7 +43,8 @@ def test_a_distant_key_that_is_long_enough_is_found(form):
 @pytest.mark.parametrize("where", ["q", "k"])
 def test_what_is_no_number_is_not_skipped(form, where):
     q, k, *_ = (
-        x.detach() for x in random_inputs(s=500, t=500, d=16, carry=False, dtype=torch.float32)
+        x.detach()
+        for x in random_inputs(s=500, t=500, d=16, has_prev_scores=False, dtype=torch.float32)
     )
     (q if where == "q" else k)[0, 0, 5, 2] = torch.nan
     _, weights = kept_keys(q, k, SLOPES, 8, skip=True, variant=form.keywords["variant"])

@@ -39,13 +39,13 @@ def results_of_every_op(variant: str) -> list[str]:
         return torch.randn(*shape, generator=generator)
 
     q, k, v, grad = draw(4, 1, 2, 70, 20).unbind()
-    carry, slopes = draw(1, 2, 70, 70), torch.tensor([0.5, 0.25])
+    scores, slopes = draw(1, 2, 70, 70), torch.tensor([0.5, 0.25])
     options = slopes, 4, None, 0.0, 0
-    forward = ops.topk_attention(q, k, v, carry, *options, True, variant)
-    in_place = ops.topk_attention_(q, k, v, carry.clone(), *options, variant)
+    forward = ops.topk_attention(q, k, v, scores, *options, True, variant)
+    in_place = ops.topk_attention_(q, k, v, scores.clone(), *options, variant)
     saved = forward[2], forward[3], None, 0.0, 0
-    backward = ops.topk_attention_backward(grad, carry, q, k, v, *saved, True, variant)
-    backward_in_place = ops.topk_attention_backward_(grad, carry.clone(), q, k, v, *saved, variant)
+    backward = ops.topk_attention_backward(grad, scores, q, k, v, *saved, True, variant)
+    backward_in_place = ops.topk_attention_backward_(grad, scores.clone(), q, k, v, *saved, variant)
     x, weight, bias, y = draw(50, 30), torch.zeros(40, 30), torch.zeros(40), draw(50, 40)
     ops.add_weight_gradient_(y, x, weight, bias, variant)
     logits, labels = draw(9, 50), torch.arange(9)
