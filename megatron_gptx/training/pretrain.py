@@ -160,6 +160,7 @@ class Pretraining:
         self.monitor.start(self.state)
         reason = ""
         while self.state.step < self.steps and not reason:
+            self.recorder.begin(self.state.step + 1)
             batch, data_seconds = self._next(batches)
             row = self._train_step(batch, data.train)
             row["data_seconds"] = round(data_seconds, 6)
@@ -202,7 +203,6 @@ class Pretraining:
         )
         self.watch.begin("step", step)
         fault_point("step", step=step)
-        self.recorder.begin(step + 1)
         result = self.engine.train_step(batch, step=step, lr=lr)
         flip_a_bit(self.engine.deepspeed.module, step=step)
         first_sample = self.state.samples

@@ -12,7 +12,7 @@ from megatron_gptx.data.build import build_datasets
 from megatron_gptx.data.loader import StepLoader
 from megatron_gptx.model.sequential import GPTXSequential
 from tests.pairs import extended
-from tests.runs import without_speed
+from tests.runs import tiny_config, train, without_speed
 
 # Gates have moved away from 0 by the third step; until then, branches have no gradient.
 STEPS = 3
@@ -118,13 +118,36 @@ def test_below_fp32_the_norms_of_layers_make_up_the_norm_of_all(finished, stages
         assert math.sqrt(sum(squares)) == pytest.approx(row["grad_norm"], rel=ROUNDING)
 
 
-def test_a_tied_table_counts_once(finished):
+@pytest.mark.parametrize(
+    ("zero_stage", "precision"), [(1, "fp32"), extended(0, "fp32"), extended(1, "bf16")]
+)
+def test_a_stage_may_have_nothing_to_record(finished, zero_stage, precision):
+    """Four stages of a layer each; the last one has only a copy of the first one's table."""
     rows = finished(
-        **MEASURED, model__tied_head=True, parallel__pipeline_stages=2, parallel__data_replicas=2
+        **{**MEASURED, "model__num_layers": 1},
+        model__tied_head=True,
+        parallel__pipeline_stages=4,
+        parallel__zero_stage=zero_stage,
+        precision=precision,
     ).rows
     for row in rows:
         squares = [v**2 for k, v in row.items() if k.startswith("grad_norm/")]
+        assert len(squares) == 3
         assert math.sqrt(sum(squares)) == pytest.approx(row["grad_norm"], rel=ROUNDING)
+
+
+@pytest.mark.parametrize("zero_stage", [0, extended(1)])
+def test_a_gradient_that_is_not_finite_shows_in_its_layer(
+    corpus, tmp_path, monkeypatch, zero_stage
+):
+    monkeypatch.setenv("GPTX_FAULT", "nan:at=gradient:step=1:rank=0")
+    layout = {"parallel__pipeline_stages": 2, "parallel__zero_stage": zero_stage}
+    rows = train(tiny_config(corpus, tmp_path, **MEASURED, **layout))
+    assert [[k for k, v in of_layers(row).items() if v is None] for row in rows] == [
+        [],
+        ["grad_norm/layer-000"],
+        [],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def record_on_a_rank(folder: Path) -> None:
                 recorder.record("own", 5.0)
                 recorder.record("own", 8.0)
         if step == 2:
-            weight = torch.tensor([1.0], requires_grad=True)
+            weight = torch.tensor([1.0], dtype=torch.float64, requires_grad=True)
             recorder.record("mean", weight)
             weight.data.mul_(100)  # the update that comes before the end of the step
         if step >= 2 and rank == 2:
