@@ -17,7 +17,7 @@ def record_layers(recorder: Recorder, engine: Engine, *, every: int) -> None:
     """Record the metrics of this rank's layers, in every so many steps."""
     if not recorder.due(every):
         return
-    for index, parts in own_parts(engine).items():
+    for index, parts in own_parts(engine):
         layer = f"layer-{index:03d}"
         record_gradient_norm(recorder, layer, parts)
         record_gates(recorder, layer, parts)

@@ -1,6 +1,7 @@
 """What this rank holds of each layer's weights and gradients, whatever DeepSpeed makes of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -39,23 +40,32 @@ def before_update(engine: Any, do: Callable[[], None]) -> None:
     engine.optimizer.step = step
 
 
-def own_parts(engine: Engine) -> dict[int, list[Part]]:
-    """Return this rank's parts by layer, as they are before an update."""
+def own_parts(engine: Engine) -> Iterator[tuple[int, list[Part]]]:
+    """Yield the number and this rank's parts of each layer that it holds something of.
+
+    One layer at a time, since gradients of 16 bits or with a loss scale are copied.
+    """
     of_deepspeed = engine.deepspeed
     if of_deepspeed.device.type == "cuda":
         torch.cuda.synchronize()  # an offloaded gradient may be on its way to the host
     scale = getattr(of_deepspeed.optimizer, "loss_scale", 1.0)
     parameters = named_parameters(of_deepspeed.module.local_layers())
-    parts: dict[int, list[Part]] = {}
-    for fragment in fragments(of_deepspeed, parameters):
-        parameter = parameters[fragment.layer, fragment.name]
-        if not fragment.has_master and engine.replica > 0:
-            continue  # without ZeRO, the first replica holds the same
-        weights = fragment.get(MASTER) if fragment.has_master else parameter.view(-1)
-        gradient = _gradient(parameter, fragment).float() / scale
-        part = Part(fragment.name, weights.detach(), gradient)
-        parts.setdefault(fragment.layer, []).append(part)
-    return parts
+    held = fragments(of_deepspeed, parameters)
+    for layer, of_layer in groupby(held, key=lambda fragment: fragment.layer):
+        parts = [
+            _part(fragment, parameters[layer, fragment.name], scale)
+            for fragment in of_layer
+            # Without ZeRO, all replicas hold the same.
+            if fragment.has_master or engine.replica == 0
+        ]
+        if parts:
+            yield layer, parts
+
+
+def _part(fragment: Fragment, parameter: Any, scale: float) -> Part:
+    weights = fragment.get(MASTER) if fragment.has_master else parameter.view(-1)
+    gradient = _gradient(parameter, fragment).float()
+    return Part(fragment.name, weights.detach(), gradient if scale == 1 else gradient / scale)
 
 
 def _gradient(parameter: Any, fragment: Fragment) -> Tensor:
