@@ -22,6 +22,14 @@ class OutputConfig(Section):
 class LoggingConfig(Section):
     """Besides metrics.jsonl, which is always written."""
 
+    layer_interval: int | None = Field(
+        None,
+        gt=0,
+        description="Steps between rows with metrics of each layer; null means none. "
+        "`grad_norm/layer-003` is the norm of its gradient before clipping, and "
+        "`gate/layer-003/add_attention` a gate of ReZero before the update. Layers are numbered "
+        "as in checkpoints.",
+    )
     tensorboard: bool = Field(False, description="Write TensorBoard events to RUN_DIR/tensorboard.")
     wandb: bool = Field(
         False,

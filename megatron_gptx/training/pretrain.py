@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,11 @@ from megatron_gptx.training.evaluate import (
     report,
     validation_readings,
 )
+from megatron_gptx.training.layer_metrics import record_layers
+from megatron_gptx.training.layer_parts import before_update
 from megatron_gptx.training.metric_writers import Writer, open_writers
 from megatron_gptx.training.progress_line import Monitor
+from megatron_gptx.training.recorder import Recorder
 from megatron_gptx.training.replica_check import check_replicas
 from megatron_gptx.training.schedule import learning_rate, rate_change
 from megatron_gptx.training.stop_signals import Stop
@@ -70,6 +74,10 @@ class Pretraining:
         self.monitor = Monitor(process.console, total_steps=self.steps, visible=self.leader)
         self.say = self.monitor.say
         self.engine = build_engine(config, process, say=self.say)
+        self.recorder = Recorder(process.device)
+        if every := config.logging.layer_interval:
+            measure = partial(record_layers, self.recorder, self.engine, every=every)
+            before_update(self.engine.deepspeed, measure)
         poison_gradients(self.engine.deepspeed.module)
         alone = config.parallel.zero_stage < 3
         self.stragglers = Stragglers(self.engine.deepspeed.module, process.device, alone=alone)
@@ -152,13 +160,14 @@ class Pretraining:
         self.monitor.start(self.state)
         reason = ""
         while self.state.step < self.steps and not reason:
+            self.recorder.begin(self.state.step + 1)
             batch, data_seconds = self._next(batches)
             row = self._train_step(batch, data.train)
             row["data_seconds"] = round(data_seconds, 6)
-            reason = self._asked_to_end()
+            reason = self._agree(row)
             if valid and not reason and self._due(self.config.evaluation.interval):
                 row |= self._evaluate(valid)
-                reason = self._asked_to_end()
+                reason = self._agree(row)
             for writer in writers:
                 writer.write(row)
             if self.guard.must_rewind:
@@ -267,11 +276,14 @@ class Pretraining:
             return None
         return None if found is None else found.sound_step
 
-    def _asked_to_end(self) -> str:
-        """Return why the run is to end early, or an empty text; the last step ends it anyway."""
-        if self.state.step == self.steps:
-            return ""
-        return self.stop.agreed(self.process.device)
+    def _agree(self, row: dict[str, float]) -> str:
+        """Add what ranks have recorded; return why the run is to end early, or an empty text."""
+        reason, news = self.stop.agreed(self.process.device, news=self.recorder.news)
+        recorded = self.recorder.collect(news)
+        assert not row.keys() & recorded.keys(), f"recorded twice: {row.keys() & recorded.keys()}"
+        row.update(recorded)
+        is_last = self.state.step == self.steps  # which ends the run anyway
+        return "" if is_last else reason
 
     def _go_back(self) -> None:
         """Load the newest sound checkpoint; the samples since then are not taken again."""

@@ -56,14 +56,18 @@ class Stop:
         with self.lock:
             self.running = True
 
-    def agreed(self, device: "torch.device") -> str:
-        """Return why all ranks end now, or an empty text; every rank calls this after a step."""
+    def agreed(self, device: "torch.device", *, news: int) -> tuple[str, int]:
+        """Return why all ranks end now, or an empty text, and the largest `news` of all ranks.
+
+        Every rank calls this after a step.
+        """
         import torch
         import torch.distributed as dist
 
-        number = torch.tensor(REASONS.index(self.reason), device=device)
-        dist.all_reduce(number, op=dist.ReduceOp.MAX)
-        return REASONS[int(number)]
+        numbers = torch.tensor([REASONS.index(self.reason), news], device=device)
+        dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+        reason, largest_news = numbers.tolist()
+        return REASONS[reason], largest_news
 
     def _listen(self, received: int) -> None:
         interrupts = 0
