@@ -143,8 +143,6 @@ class WeightsAndBiases:
         run_dir = Path(config.output.run_dir)
         # What is elsewhere ends no run: a wait is far shorter than what the watchdog gives.
         patience = config.launch.timeout_seconds / 4
-        timeouts = {"init_timeout": min(90.0, patience), "finish_timeout": patience}
-        known = wandb.Settings.model_fields.keys()  # not every version has both
         options: dict[str, Any] = {
             "project": config.logging.wandb_project,
             "name": config.logging.wandb_name or os.environ.get("WANDB_NAME") or run_dir.name,
@@ -154,7 +152,7 @@ class WeightsAndBiases:
             "resume": "allow",
             "dir": str(run_dir),
             "config": config.model_dump(),
-            "settings": wandb.Settings(**{key: timeouts[key] for key in timeouts.keys() & known}),
+            "settings": wandb.Settings(init_timeout=min(90.0, patience), finish_timeout=patience),
         }
         try:
             self.run = wandb.init(**options)
