@@ -81,9 +81,8 @@ class Saver:
         self.leader = dist.get_rank() == 0
         self.run_id = uuid.uuid4().hex
         self.pending: _Pending | None = None
-        self.best: Mapping[str, Any] | None = (
-            None  # what the newest checkpoint says of the best one
-        )
+        # What the newest checkpoint says of the best one.
+        self.best: Mapping[str, Any] | None = None
         self.num_bytes = 0  # of all ranks' parts; the same in each save
         self.pruned: Future[Any] | None = None
         self.buffers: dict[str, Tensor] = {}  # the copies of the last asynchronous save

@@ -188,12 +188,13 @@ def _import_muon() -> None:
     # compiler, which takes a second, unless compiling is switched off.
     before = os.environ.get("TORCHDYNAMO_DISABLE")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
-
-    if before is None:
-        del os.environ["TORCHDYNAMO_DISABLE"]
-    else:
-        os.environ["TORCHDYNAMO_DISABLE"] = before
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 def _note(console: TextIO, text: str) -> None:

@@ -181,12 +181,16 @@ def test_mistakes_give_one_message_and_status_2(preprocess, folder, arguments, m
 def start_long_run(folder):
     """Start a run of two workers that takes a while; return it once parts are being written."""
     line = json.dumps({"text": "some words to encode " * 200})
-    (folder / "big.jsonl").write_text(f"{line}\n" * 20_000)
+    (folder / "big-0.jsonl").write_text(f"{line}\n" * 20_000)
+    # One file under many names: on a busy machine, a run of one may end before it is killed.
+    names = [f"big-{number}.jsonl" for number in range(20)]
+    for name in names[1:]:
+        (folder / name).hardlink_to(folder / names[0])
     started = []
 
     def start():
         running = subprocess.Popen(
-            command(folder, "big.jsonl", "--workers", 2),
+            command(folder, *names, "--workers", 2),
             stderr=subprocess.PIPE,
             text=True,
             cwd=folder,
@@ -255,7 +259,7 @@ def test_a_killed_worker_ends_the_run_with_a_message(folder, start_long_run):
     os.kill(worker, signal.SIGKILL)
     message = running.communicate(timeout=30)[1]
     assert running.returncode == 2
-    assert f"worker process {worker} was killed by signal 9 while it worked on big.jsonl" in message
+    assert f"worker process {worker} was killed by signal 9 while it worked on big-" in message
     assert [path.name for path in (folder / "out").iterdir()] == ["data.d"]
     wait_until(lambda: not alive(running.pid))
 
